@@ -1,0 +1,112 @@
+"""Atomic writes and checksums: a file with its final name is always whole."""
+
+import errno
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from kitsattn.errors import KitsattnError
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def atomic_path(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
+    """Give a temporary path beside `path`; on success it is fsynced and renamed to `path`.
+
+    The temporary name ends like the final one, so that writers which go by the suffix work. If the block
+    raises, the temporary file is removed and an existing `path` is left as it was.
+
+    Args:
+        path: The final path. Its folder is made if it is missing.
+        overwrite: Whether an existing `path` may be replaced.
+
+    Yields:
+        The path to write to.
+
+    Raises:
+        KitsattnError: If `path` exists and may not be replaced, or if it cannot be written.
+    """
+    if not overwrite:
+        refuse_existing(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    temporary = path.with_name(f".{uuid.uuid4().hex[:8]}.part.{path.name}")
+    try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        yield temporary
+        temporary.chmod(mode)  # the user's usual permissions: safetensors makes its files private
+        _fsync(temporary)
+        temporary.replace(path)
+        _fsync(path.parent)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def refuse_existing(path: Path) -> None:
+    """Raise if `path` exists, so that no output is overwritten unasked.
+
+    Raises:
+        KitsattnError: If `path` exists.
+    """
+    if path.exists():
+        msg = f"{path} exists already: choose another name, or add --overwrite to replace it"
+        raise KitsattnError(msg)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` atomically, in UTF-8."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any) -> None:  # noqa: ANN401 - anything that json takes
+    """Write `content` to `path` atomically, as indented JSON with a final newline."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def read_json(path: Path) -> Any:  # noqa: ANN401 - the reader checks what it got
+    """Read JSON from `path`.
+
+    Raises:
+        KitsattnError: If the file is missing, unreadable or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        msg = f"{path} does not exist"
+        raise KitsattnError(msg) from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        msg = f"{path} cannot be read as JSON ({error}): restore it, or delete it and make it again"
+        raise KitsattnError(msg) from error
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 checksum of a file's bytes, as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _unwritable(path: Path, error: OSError) -> KitsattnError:
+    if error.errno in _NO_SPACE:
+        return KitsattnError(f"no space left to write {path}: free some disk space and run the command again")
+    return KitsattnError(f"{path} cannot be written: {error.strerror or error}")

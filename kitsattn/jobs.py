@@ -1,0 +1,49 @@
+"""Work over many cases: joblib runs it, a callback reports it."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Progress(Protocol):
+    """Called with a label, the steps done and the steps in all; `cli` draws it, the library only calls it."""
+
+    def __call__(self, label: str, done: int, total: int, /) -> None:
+        """Report that `done` of `total` steps of the work named `label` are finished."""
+
+
+def silent(label: str, done: int, total: int, /) -> None:
+    """Report nothing: the default progress callback."""
+
+
+def run_cases(
+    work: Callable[[Item], Result],
+    cases: Sequence[Item],
+    *,
+    workers: int = 1,
+    label: str = "cases",
+    progress: Progress = silent,
+) -> list[Result]:
+    """Run `work` over `cases`, in this process or in `workers` local processes.
+
+    Args:
+        work: A function of one case; with more than one worker it must be picklable.
+        cases: What to run it on.
+        workers: Number of processes; 1 runs in this one.
+        label: What the progress is called.
+        progress: Called after each finished case.
+
+    Returns:
+        The results in the order of `cases`.
+    """
+    from joblib import Parallel, delayed  # noqa: PLC0415 - brings numpy, which `kitsattn --help` does without
+
+    progress(label, 0, len(cases))
+    results: list[Result] = []
+    stream: Iterable[Result] = Parallel(n_jobs=workers, return_as="generator")(delayed(work)(case) for case in cases)
+    for result in stream:
+        results.append(result)
+        progress(label, len(results), len(cases))
+    return results

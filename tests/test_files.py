@@ -1,0 +1,93 @@
+"""Atomic writes."""
+
+import hashlib
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kitsattn.errors import KitsattnError
+from kitsattn.files import atomic_path, read_json, sha256, write_json, write_text
+
+
+def test_a_finished_write_leaves_one_file_under_the_final_name(tmp_path: Path) -> None:
+    """The temporary file is renamed, and its name ends like the final one."""
+    with atomic_path(tmp_path / "sub" / "a.nii.gz") as temporary:
+        assert temporary.name.endswith(".nii.gz")
+        assert not (tmp_path / "sub" / "a.nii.gz").exists()
+        temporary.write_bytes(b"whole")
+    assert [path.name for path in (tmp_path / "sub").iterdir()] == ["a.nii.gz"]
+    assert (tmp_path / "sub" / "a.nii.gz").read_bytes() == b"whole"
+
+
+def test_a_written_file_has_the_users_usual_permissions(tmp_path: Path) -> None:
+    """A writer that makes its own file private does not lock out the user's group."""
+    (tmp_path / "usual").touch()
+    with atomic_path(tmp_path / "a") as temporary:
+        temporary.write_text("x")
+        temporary.chmod(0o600)
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    """Whatever ends the write, even Ctrl-C, the file of that name stays as it was."""
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+
+    def write() -> None:
+        with atomic_path(path) as temporary:
+            temporary.write_text("ne")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]
+    assert path.read_text() == "old"
+
+
+def test_an_existing_file_is_replaced_only_when_asked(tmp_path: Path) -> None:
+    """The refusal names the option that overwrites, and comes before any work."""
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    with pytest.raises(KitsattnError, match="--overwrite"), atomic_path(path, overwrite=False):
+        pytest.fail("the block must not run")
+    assert path.read_text() == "old"
+
+
+def test_a_full_disk_is_one_clear_line_and_leaves_nothing(tmp_path: Path) -> None:
+    """Where the system takes no more bytes, the error says to free space, and no part of the file remains."""
+    program = (
+        "import resource, signal, sys\n"
+        "from pathlib import Path\n"
+        "from kitsattn.files import write_text\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))\n"
+        "write_text(Path(sys.argv[1]) / 'a.txt', 'x' * 100_000)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert "KitsattnError: no space left to write" in done.stderr
+    assert "free some disk space" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 4096
+
+
+def test_a_folder_that_cannot_be_made_is_one_clear_line(tmp_path: Path) -> None:
+    """A file where a folder should be is named."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(KitsattnError, match="cannot be written"):
+        write_text(tmp_path / "file" / "a.txt", "x")
+
+
+def test_json_is_written_and_read_back(tmp_path: Path) -> None:
+    """Indented, with a final newline."""
+    write_json(tmp_path / "a.json", {"a": [1, 2]})
+    assert (tmp_path / "a.json").read_text().endswith("}\n")
+    assert read_json(tmp_path / "a.json") == {"a": [1, 2]}
+
+
+def test_sha256_is_that_of_the_bytes(tmp_path: Path) -> None:
+    """The checksum of a file equals that of its content."""
+    (tmp_path / "a").write_bytes(b"abc" * 1000)
+    assert sha256(tmp_path / "a") == hashlib.sha256(b"abc" * 1000).hexdigest()

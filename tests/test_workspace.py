@@ -1,0 +1,65 @@
+"""Default paths."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from kitsattn.errors import KitsattnError
+from kitsattn.workspace import Workspace
+
+
+def _best(workspace: Workspace, run: str, fold: int, age: int) -> Path:
+    path = workspace.runs / run / f"fold_{fold}" / "best.safetensors"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"")
+    os.utime(path, (1_000_000 - age, 1_000_000 - age))
+    return path
+
+
+def test_the_folder_is_the_option_else_the_environment_else_the_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each place overrides the next."""
+    monkeypatch.setenv("KITSATTN_WORKSPACE", str(tmp_path / "environment"))
+    assert Workspace.choose(tmp_path / "option").root == tmp_path / "option"
+    assert Workspace.choose().root == tmp_path / "environment"
+    monkeypatch.delenv("KITSATTN_WORKSPACE")
+    assert Workspace.choose().root == Path("kitsattn-workspace")
+
+
+def test_the_only_data_set_needs_no_name(tmp_path: Path) -> None:
+    """One folder is found; none and several are errors that say what to do."""
+    workspace = Workspace(tmp_path)
+    with pytest.raises(KitsattnError, match="kitsattn demo --data-only"):
+        workspace.raw_dataset()
+    with pytest.raises(KitsattnError, match="make one with `kitsattn preprocess`"):
+        workspace.preprocessed_dataset()
+    (workspace.raw / "kits19").mkdir(parents=True)
+    (workspace.raw / ".hidden").mkdir()
+    assert workspace.raw_dataset() == workspace.raw / "kits19"
+    (workspace.raw / "phantom").mkdir()
+    with pytest.raises(KitsattnError, match=r"several data sets \(kits19, phantom\)"):
+        workspace.raw_dataset()
+
+
+def test_a_named_data_set_must_be_prepared(tmp_path: Path) -> None:
+    """The error lists what is there."""
+    workspace = Workspace(tmp_path)
+    (workspace.preprocessed / "phantom").mkdir(parents=True)
+    assert workspace.preprocessed_dataset("phantom") == workspace.preprocessed / "phantom"
+    with pytest.raises(KitsattnError, match=r"kits19 does not exist \(prepared data sets: phantom\)"):
+        workspace.preprocessed_dataset("kits19")
+
+
+def test_the_newest_run_is_the_one_with_the_newest_best(tmp_path: Path) -> None:
+    """All its folds are returned, also those older than another run's."""
+    workspace = Workspace(tmp_path)
+    with pytest.raises(KitsattnError, match="kitsattn train --fold 0"):
+        workspace.best_checkpoints()
+    _best(workspace, "old", 0, age=50)
+    newest = [_best(workspace, "new", 0, age=90), _best(workspace, "new", 1, age=10)]
+    assert workspace.best_checkpoints() == newest
+    assert workspace.best_checkpoints("old") == [workspace.runs / "old" / "fold_0" / "best.safetensors"]
+    with pytest.raises(KitsattnError, match="holds no trained fold"):
+        workspace.best_checkpoints("gone")
