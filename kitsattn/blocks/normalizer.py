@@ -1,0 +1,58 @@
+"""The normalisation network: a low-capacity U-Net that maps a stack of slices to a normalised stack.
+
+Fig. 2 of the paper, after Drozdzal et al., Learning normalized inputs for iterative estimation in medical image
+segmentation, Med. Image Anal. 44, 2018: contraction alternates convolution and max-pooling, expansion alternates
+convolution and repetition, and the contraction's maps are concatenated to restore what pooling lost.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, max_pool2d
+
+
+class Normalizer(nn.Module):
+    """A U-Net with one convolution a level.
+
+    Args:
+        slices: Channels of the input and of the output.
+        channels: Channels of each level, from full resolution down; n levels pool n - 1 times.
+    """
+
+    def __init__(self, slices: int, channels: Sequence[int]) -> None:
+        """Build the convolutions of both paths."""
+        super().__init__()
+        inputs = [slices, *channels[:-1]]
+        self.contraction = nn.ModuleList(_convolution(i, o) for i, o in zip(inputs, channels, strict=True))
+        upper, lower = list(channels[:-1]), list(channels[1:])
+        self.expansion = nn.ModuleList(_convolution(up + low, up) for up, low in zip(upper, lower, strict=True))
+        self.output = nn.Conv2d(channels[0], slices, kernel_size=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise a batch of stacks.
+
+        Args:
+            x: (batch, slices, height, width); any height and width.
+
+        Returns:
+            The same shape.
+        """
+        skipped = []
+        for level, convolution in enumerate(self.contraction):
+            x = convolution(x if level == 0 else max_pool2d(x, 2, ceil_mode=True))
+            skipped.append(x)
+        for level in reversed(range(len(self.expansion))):
+            skip = skipped[level]
+            repeated = interpolate(x, scale_factor=2, mode="nearest")[..., : skip.shape[-2], : skip.shape[-1]]
+            x = self.expansion[level](torch.cat([skip, repeated], dim=1))
+        output: Tensor = self.output(x)
+        return output
+
+
+def _convolution(in_channels: int, out_channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(inplace=True),
+    )

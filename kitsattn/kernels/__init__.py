@@ -1,0 +1,1 @@
+"""The operations behind the ASPP and attention blocks, one folder each."""

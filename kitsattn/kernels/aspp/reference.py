@@ -1,0 +1,111 @@
+"""Atrous spatial pyramid pooling in plain PyTorch: the definition, the CPU path, the truth in tests.
+
+    y_b    = relu(bn_b(conv_b(x)))                      for each branch b: a 1 x 1 and the atrous 3 x 3 convolutions
+    y_pool = relu(bn_pool(conv_pool(mean_hw(x))))       one value a channel and image
+    out    = relu(bn_out(conv_out(concat(y_b..., y_pool))))
+
+Chen et al., Rethinking Atrous Convolution for Semantic Image Segmentation, 2017, section 3.3. The pooled branch is
+constant over the image, so its part of the projection is one bias an image and channel: it is neither resized nor
+concatenated.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import batch_norm, conv2d, relu
+
+
+class BatchNormParameters(NamedTuple):
+    """One batch normalisation: affine parameters and running statistics, each (channels,), fp32.
+
+    Attributes:
+        weight: Scale.
+        bias: Shift.
+        running_mean: What is subtracted outside training.
+        running_var: What is divided by, under the root, outside training.
+        eps: Added to the variance.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+    eps: float
+
+
+class BatchStatistics(NamedTuple):
+    """What one batch normalisation saw in training; the block updates its running statistics with it.
+
+    Attributes:
+        mean: Mean of each channel, (channels,), fp32.
+        var: Biased variance of each channel, (channels,), fp32.
+        values: Number of values behind each.
+    """
+
+    mean: Tensor
+    var: Tensor
+    values: int
+
+
+def aspp(
+    x: Tensor,
+    branch_weights: Sequence[Tensor],
+    pool_weight: Tensor,
+    project_weight: Tensor,
+    norms: Sequence[BatchNormParameters],
+    *,
+    rates: Sequence[int],
+    training: bool,
+) -> tuple[Tensor, list[BatchStatistics]]:
+    """Apply the branches, the image pooling and the projection.
+
+    Args:
+        x: (batch, in_channels, height, width).
+        branch_weights: One (channels, in_channels, k, k) a branch, k odd.
+        pool_weight: (channels, in_channels, 1, 1).
+        project_weight: (out_channels, channels * (branches + 1), 1, 1); the pooled branch's columns are the last.
+        norms: One a branch, then the pooled branch's, then the projection's.
+        rates: Dilation of each branch.
+        training: Whether to normalise with the batch's own statistics.
+
+    Returns:
+        The output (batch, out_channels, height, width), and in training the statistics in the order of `norms`
+        (an empty list otherwise).
+
+    Raises:
+        ValueError: In training with a single image, whose pooled branch has one value a channel.
+    """
+    if training and x.shape[0] == 1:
+        msg = "the image pooling of the ASPP cannot be trained with one image a batch: use a batch size of 2 or more"
+        raise ValueError(msg)
+    statistics: list[BatchStatistics] = []
+
+    def normalise(values: Tensor, norm: BatchNormParameters) -> Tensor:
+        normalised, seen = _batch_norm(values, norm, training=training)
+        statistics.extend([seen] if seen is not None else [])
+        return relu(normalised)
+
+    branches = []
+    for weight, rate, norm in zip(branch_weights, rates, norms[:-2], strict=True):
+        padding = rate * (weight.shape[-1] // 2)
+        branches.append(normalise(conv2d(x, weight, padding=padding, dilation=rate), norm))
+    pooled = normalise(conv2d(x.mean((2, 3), keepdim=True), pool_weight), norms[-2])
+
+    stacked = torch.cat(branches, dim=1)
+    local_weight, pooled_weight = project_weight.split([stacked.shape[1], pooled.shape[1]], dim=1)
+    projected = conv2d(stacked, local_weight) + conv2d(pooled, pooled_weight)
+    return normalise(projected, norms[-1]), statistics
+
+
+def _batch_norm(x: Tensor, norm: BatchNormParameters, *, training: bool) -> tuple[Tensor, BatchStatistics | None]:
+    """Normalise (batch, channels, height, width) over all but the channels; statistics in fp32."""
+    if not training:
+        mean, var = norm.running_mean, norm.running_var
+        return batch_norm(x, mean, var, norm.weight, norm.bias, training=False, eps=norm.eps), None
+    # Momentum 1 makes PyTorch leave the batch's own mean and unbiased variance in the two buffers.
+    mean, var = torch.zeros_like(norm.running_mean), torch.ones_like(norm.running_var)
+    y = batch_norm(x, mean, var, norm.weight, norm.bias, training=True, momentum=1.0, eps=norm.eps)
+    count = x.numel() // x.shape[1]
+    return y, BatchStatistics(mean, var * ((count - 1) / count), count)

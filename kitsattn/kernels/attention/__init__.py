@@ -1,0 +1,5 @@
+"""Self-attention over all positions: what `blocks.attention` calls."""
+
+from kitsattn.kernels.attention.reference import attention
+
+__all__ = ["attention"]

@@ -1,0 +1,102 @@
+"""Every registered network, by one tester."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from kitsattn.config import to_json
+from kitsattn.errors import KitsattnError
+from kitsattn.models import build_model, model_entry, model_names
+from kitsattn.models.attention_deeplab import AttentionDeeplab, AttentionDeeplabConfig
+from kitsattn.models.registry import register_model
+
+TINY = "attention-deeplab-tiny"
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_every_network_survives_its_settings_and_maps_slabs_to_logits(name: str) -> None:
+    """Settings go through JSON and back; odd heights and widths come out as they went in."""
+    entry = model_entry(name)
+    assert entry.read_config(to_json(entry.config), "here") == entry.config
+    model = build_model(name).eval()
+    x = torch.randn(1, entry.config.slices, 65, 83)
+    with torch.inference_mode():
+        assert model(x).shape == (1, entry.config.classes, 65, 83)
+
+
+def test_the_paper_names_are_registered() -> None:
+    """Names survive: checkpoints store them."""
+    assert model_names() == [f"attention-deeplab-{size}" for size in ("r50", "r101", "r34", "r18", "tiny")]
+    assert model_entry("attention-deeplab-r50").config == AttentionDeeplabConfig()
+
+
+# Parameters without the classifier: torchvision's ResNet-18 11 176 512, -34 21 284 672, -50 23 508 032,
+# -101 42 500 160, of which the first convolution has 9 408 for 3 channels and 15 680 for 5.
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [("r18", 11_176_512), ("r34", 21_284_672), ("r50", 23_508_032), ("r101", 42_500_160)],
+)
+def test_the_encoders_have_the_published_number_of_parameters(name: str, published: int) -> None:
+    """ResNet is ResNet, down to the last parameter."""
+    with torch.device("meta"):
+        encoder = build_model(f"attention-deeplab-{name}").get_submodule("encoder")
+    assert sum(parameter.numel() for parameter in encoder.parameters()) == published + 15_680 - 9_408
+
+
+def test_every_part_receives_a_gradient() -> None:
+    """The two networks are trained end to end: the loss reaches every parameter of both."""
+    model = build_model(TINY)
+    torch.nn.init.ones_(model.get_parameter("attention.gate"))
+    model(torch.randn(2, 5, 48, 48)).square().mean().backward()
+    silent = [
+        name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()
+    ]
+    # A bias on the keys adds the same to all scores of a query, and softmax does not see it.
+    assert [name for name in silent if name != "attention.projection.bias"] == []
+
+
+def test_rates_double_at_output_stride_eight() -> None:
+    """As DeepLabv3 has it."""
+    model = AttentionDeeplab(AttentionDeeplabConfig(output_stride=8))
+    assert model.aspp.rates == (1, 12, 24, 36)
+    assert AttentionDeeplab(AttentionDeeplabConfig()).aspp.rates == (1, 6, 12, 18)
+
+
+def test_the_decoder_is_separable_unless_told_otherwise() -> None:
+    """Dense convolutions have many times the parameters."""
+    sizes = {}
+    for separable in (True, False):
+        config = replace(AttentionDeeplabConfig(), separable_decoder=separable)
+        with torch.device("meta"):
+            decoder = AttentionDeeplab(config).decoder
+        sizes[separable] = sum(parameter.numel() for parameter in decoder.refine.parameters())
+    assert sizes[False] > 6 * sizes[True]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"slices": 4}, "slices must be odd"),
+        ({"slices": -1}, "slices must be odd"),
+        ({"slab_step_mm": 0.0}, "slab_step_mm must be positive"),
+        ({"classes": 1}, "classes must be 2 or more"),
+        ({"normalizer_channels": []}, "normalizer_channels must be positive"),
+        ({"encoder_depths": [1, 0, 1, 1]}, "encoder_depths must be positive"),
+        ({"output_stride": 32}, "output_stride must be one of 8, 16"),
+        ({"attention": "all"}, "attention must be one of 'full', 'none'"),
+        ({"dropout": 0.5}, "unknown key 'dropout'"),
+    ],
+)
+def test_settings_that_cannot_be_built_are_refused(change: dict[str, object], message: str) -> None:
+    """Each with its name and value."""
+    with pytest.raises(KitsattnError, match=message):
+        model_entry(TINY).read_config(change, "here")
+
+
+def test_names_are_unique_and_unknown_ones_are_answered_with_the_known() -> None:
+    """A second registration is a programming error, an unknown name a user's."""
+    with pytest.raises(ValueError, match="registered already"):
+        register_model(TINY, AttentionDeeplabConfig(), AttentionDeeplab)
+    with pytest.raises(KitsattnError, match=f"choose one of .*{TINY}"):
+        build_model("unet")
