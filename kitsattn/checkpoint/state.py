@@ -1,0 +1,72 @@
+"""The state that lets a training resume, as tensors and JSON: no pickle."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from kitsattn.config import from_json, to_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingState:
+    """How far a training is.
+
+    Attributes:
+        epoch: Finished epochs.
+        best: Best moving average of the validation Dice so far; None before the first epoch.
+        moving_dice: That moving average now; None before the first epoch.
+        schedule: State of the learning-rate schedule.
+        scaler: State of the gradient scaler; empty without one.
+        optimizer_groups: Settings of the optimiser's parameter groups, learning rate included.
+        recipe: The recipe, as JSON values.
+    """
+
+    epoch: int
+    best: float | None = None
+    moving_dice: float | None = None
+    schedule: Mapping[str, Any] = field(default_factory=dict)
+    scaler: Mapping[str, Any] = field(default_factory=dict)
+    optimizer_groups: tuple[Mapping[str, Any], ...] = ()
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+
+
+def training_state_to_json(state: TrainingState) -> str:
+    """Return the JSON text that a header keeps."""
+    return json.dumps(to_json(state))
+
+
+def training_state_from_json(text: str, where: str) -> TrainingState:
+    """Read the JSON text that a header keeps.
+
+    Raises:
+        KitsattnError: If it has unknown keys.
+    """
+    return from_json(TrainingState, json.loads(text), where)
+
+
+def optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], tuple[Mapping[str, Any], ...]]:
+    """Return an optimiser's tensors, named `optimizer/<parameter number>/<key>`, and its groups' settings."""
+    state = optimizer.state_dict()
+    tensors = {
+        f"optimizer/{number}/{key}": torch.as_tensor(value)
+        for number, values in state["state"].items()
+        for key, value in values.items()
+    }
+    return tensors, tuple(state["param_groups"])
+
+
+def restore_optimizer(
+    optimizer: Optimizer, tensors: Mapping[str, Tensor], groups: tuple[Mapping[str, Any], ...]
+) -> None:
+    """Put tensors and settings from `optimizer_state` back into an optimiser of the same network."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        kind, number, key = name.split("/", 2)
+        if kind == "optimizer":
+            state.setdefault(int(number), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": [dict(group) for group in groups]})
