@@ -1,0 +1,101 @@
+"""Scores of one case: every evaluated region of a predicted label map against its reference."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kitsattn.errors import KitsattnError
+from kitsattn.evaluate.overlap import count_overlap, dice
+from kitsattn.labels import KITS19_LABELS, KITS19_REGIONS, Region, check_labels
+from kitsattn.volume.formats import read_labels
+from kitsattn.volume.geometry import Geometry
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CaseScores:
+    """The scores of one case.
+
+    Attributes:
+        case: The case's id.
+        regions: Region key to metric name to value, e.g. `{"tumour": {"dice": 0.85}}`.
+    """
+
+    case: str
+    regions: Mapping[str, Mapping[str, float]]
+
+
+def score_case(case_id: str, prediction: Path | None, reference: Path) -> CaseScores:
+    """Read two label maps and score the KiTS19 regions.
+
+    Args:
+        case_id: The name of the case in the scores.
+        prediction: The predicted label map, in any orientation of the reference's grid. None stands for a
+            prediction that is missing, and counts as all background, as in KiTS19. Values other than 0, 1 and 2
+            count as background too, as the KiTS19 rules have it, and are logged.
+        reference: The reference label map, with no values other than 0, 1 and 2.
+
+    Returns:
+        Dice of each region.
+
+    Raises:
+        KitsattnError: If a file cannot be read, if the two lie on different grids, or if the reference holds
+            labels that KiTS19 does not define.
+    """
+    truth = read_labels(reference)
+    check_labels(_values(truth.array), KITS19_LABELS, str(reference))
+    if prediction is None:
+        return score_labels(case_id, np.zeros_like(truth.array), truth.array)
+    predicted = read_labels(prediction)
+    difference = predicted.geometry.difference(truth.geometry)
+    if difference is not None:
+        msg = (
+            f"{prediction} ({_describe(predicted.geometry)}) is not on the grid of its reference {reference}"
+            f" ({_describe(truth.geometry)}): {difference}; predict from the scan that the reference was drawn on"
+        )
+        raise KitsattnError(msg)
+    unknown = _values(predicted.array) - set(KITS19_LABELS.values())
+    if unknown:
+        _log.warning("%s holds the labels %s, which KiTS19 counts as background", prediction, sorted(unknown))
+    return score_labels(case_id, predicted.array, truth.array)
+
+
+def score_labels(
+    case_id: str,
+    prediction: NDArray[np.integer[Any]],
+    reference: NDArray[np.integer[Any]],
+    regions: Sequence[Region] = KITS19_REGIONS,
+) -> CaseScores:
+    """Score two label maps that lie on the same grid.
+
+    Args:
+        case_id: The name of the case in the scores.
+        prediction: Label values, (z, y, x).
+        reference: Label values, (z, y, x).
+        regions: What to score.
+
+    Returns:
+        Dice of each region.
+    """
+    scores = {region.key: {"dice": dice(count_overlap(prediction, reference, region))} for region in regions}
+    return CaseScores(case_id, scores)
+
+
+def _values(labels: NDArray[np.integer[Any]]) -> set[int]:
+    found: set[int] = set()
+    for one_slice in labels:
+        found.update(np.flatnonzero(np.bincount(one_slice.ravel())).tolist())
+    return found
+
+
+def _describe(geometry: Geometry) -> str:
+    voxels = " x ".join(str(size) for size in geometry.shape)
+    spacing = " x ".join(f"{step:.4g}" for step in geometry.spacing_mm)
+    origin = ", ".join(f"{position:.4g}" for position in geometry.origin_mm)
+    return f"{voxels} voxels of {spacing} mm, first voxel at ({origin}) mm along z, y, x"

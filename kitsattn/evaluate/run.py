@@ -1,0 +1,186 @@
+"""Evaluation of a cohort: match predictions with references, score every case, average."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from kitsattn.errors import KitsattnError
+from kitsattn.evaluate.case import CaseScores, score_case
+from kitsattn.evaluate.overlap import EMPTY_RULE
+from kitsattn.jobs import Progress, run_cases, silent
+from kitsattn.labels import KITS19_REGIONS
+
+PROTOCOL = "kits19"
+
+_SUFFIX = re.compile(r"\.(nii|nii\.gz|nrrd|mha)$", re.IGNORECASE)
+_LAYOUT = "case_00000.nii.gz, prediction_00000.nii.gz or case_00000/segmentation.nii.gz"
+
+
+@dataclass(frozen=True)
+class CasePair:
+    """The two label maps of one case.
+
+    Attributes:
+        case: The case's id.
+        prediction: The predicted label map; None if it is missing, which counts as all background.
+        reference: The reference label map.
+    """
+
+    case: str
+    prediction: Path | None
+    reference: Path
+
+
+@dataclass(frozen=True)
+class MatchedCases:
+    """What there is to score.
+
+    Attributes:
+        pairs: One for each reference, in the order of the case ids.
+        surplus: Ids of predictions that have no reference and are left out.
+    """
+
+    pairs: tuple[CasePair, ...]
+    surplus: tuple[str, ...] = ()
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Ids of references that have no prediction."""
+        return tuple(pair.case for pair in self.pairs if pair.prediction is None)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores of a cohort under the KiTS19 protocol.
+
+    Attributes:
+        cases: The scores of each case.
+        missing: Ids of the cases that had no prediction, scored as all background.
+        surplus: Ids of predictions that had no reference, not scored.
+    """
+
+    cases: tuple[CaseScores, ...]
+    missing: tuple[str, ...] = ()
+    surplus: tuple[str, ...] = ()
+
+    @property
+    def mean(self) -> Mapping[str, Mapping[str, float]]:
+        """Region key to metric name to the mean over the cases."""
+        return {
+            region.key: {"dice": fmean(case.regions[region.key]["dice"] for case in self.cases)}
+            for region in KITS19_REGIONS
+        }
+
+    @property
+    def composite(self) -> float:
+        """The mean over the regions of their mean Dice, by which KiTS19 ranks."""
+        return fmean(metrics["dice"] for metrics in self.mean.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the scores as JSON-ready values, with the rule for empty regions."""
+        return {
+            "protocol": PROTOCOL,
+            "cases": [{"case": case.case, **case.regions} for case in self.cases],
+            "mean": self.mean,
+            "composite": self.composite,
+            "empty_rule": EMPTY_RULE,
+            "missing": list(self.missing),
+            "surplus": list(self.surplus),
+        }
+
+
+def match_cases(predictions: Path, references: Path) -> MatchedCases:
+    """Find the prediction of every reference.
+
+    Two files are one case. In two folders, label maps belong together that have the same case id: the file's name
+    without its suffix, `case_00000` for `prediction_00000.nii.gz` (the name KiTS19 asks for in submissions), and the
+    folder's name for `case_00000/segmentation.nii.gz` (the layout of the KiTS data).
+
+    Args:
+        predictions: A label map, or a folder of them.
+        references: The same for the references.
+
+    Returns:
+        One pair for each reference, and the predictions that belong to none.
+
+    Raises:
+        KitsattnError: If a path does not exist, if one is a file and the other a folder, if two files in a folder
+            have the same case id, or if no prediction belongs to a reference.
+    """
+    for path in (predictions, references):
+        if not path.exists():
+            msg = f"{path} does not exist: give a label map, or a folder of label maps"
+            raise KitsattnError(msg)
+    if predictions.is_file() and references.is_file():
+        return MatchedCases((CasePair(_case_id(references), predictions, references),))
+    if predictions.is_file() or references.is_file():
+        file, folder = (predictions, references) if predictions.is_file() else (references, predictions)
+        msg = f"{file} is a file but {folder} is a folder: give two files, or two folders"
+        raise KitsattnError(msg)
+    predicted = _find_label_maps(predictions)
+    truth = _find_label_maps(references)
+    if not predicted.keys() & truth.keys():
+        msg = (
+            f"no label map in {predictions} ({_some(predicted)}) has the case id of one in {references}"
+            f" ({_some(truth)}): name the files of a case alike in both"
+        )
+        raise KitsattnError(msg)
+    pairs = tuple(CasePair(case, predicted.get(case), reference) for case, reference in sorted(truth.items()))
+    return MatchedCases(pairs, tuple(sorted(predicted.keys() - truth.keys())))
+
+
+def evaluate_dice(matched: MatchedCases, *, workers: int = 1, progress: Progress = silent) -> Scores:
+    """Score the Dice coefficient of the KiTS19 regions in every case.
+
+    Args:
+        matched: What to score, from `match_cases`; at least one pair.
+        workers: Number of processes; 1 scores in this one.
+        progress: Called after each case.
+
+    Returns:
+        The scores, cases in the order of the pairs.
+
+    Raises:
+        KitsattnError: If a label map cannot be read, or lies on another grid than its reference.
+    """
+    cases = run_cases(_score_pair, matched.pairs, workers=workers, label="evaluate", progress=progress)
+    return Scores(tuple(cases), matched.missing, matched.surplus)
+
+
+def _score_pair(pair: CasePair) -> CaseScores:
+    return score_case(pair.case, pair.prediction, pair.reference)
+
+
+def _find_label_maps(folder: Path) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for entry in sorted(folder.iterdir()):
+        if entry.name.startswith("."):
+            continue
+        candidates = sorted(entry.glob("segmentation.*")) if entry.is_dir() else [entry]
+        for path in candidates:
+            if not _SUFFIX.search(path.name):
+                continue
+            case = _case_id(path)
+            if case in found:
+                msg = f"{found[case]} and {path} are both label maps of {case}: keep one of them in {folder}"
+                raise KitsattnError(msg)
+            found[case] = path
+    if not found:
+        msg = f"{folder} holds no label maps: they are expected as {_LAYOUT}, and may be .nii, .nrrd or .mha too"
+        raise KitsattnError(msg)
+    return found
+
+
+def _case_id(path: Path) -> str:
+    name = _SUFFIX.sub("", path.name)
+    if name == "segmentation":
+        return path.absolute().parent.name
+    return re.sub(r"^prediction_(?=\d+$)", "case_", name)
+
+
+def _some(label_maps: Mapping[str, Path], shown: int = 3) -> str:
+    ids = sorted(label_maps)
+    return ", ".join(ids[:shown]) + (f" and {len(ids) - shown} more" if len(ids) > shown else "")

@@ -1,0 +1,159 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kitsattn.errors import KitsattnError
+from kitsattn.evaluate.case import CaseScores
+from kitsattn.evaluate.overlap import EMPTY_RULE
+from kitsattn.evaluate.run import CasePair, MatchedCases, Scores, evaluate_dice, match_cases
+from kitsattn.volume.geometry import Geometry
+from kitsattn.volume.nifti import write_nifti
+from kitsattn.volume.volume import Volume
+
+
+def touch(path: Path) -> Path:
+    """Make an empty file: matching goes by names alone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    return path
+
+
+def write_row(path: Path, *values: int) -> Path:
+    """Write a label map of one row of voxels."""
+    geometry = Geometry.axial((1, 1, len(values)), (5.0, 0.7, 0.9))
+    write_nifti(path, Volume(np.array([[values]], dtype=np.uint8), geometry))
+    return path
+
+
+def test_two_files_are_one_case(tmp_path: Path) -> None:
+    """Two files are paired whatever their names; the case is named after the reference."""
+    prediction = touch(tmp_path / "out.nii.gz")
+    reference = touch(tmp_path / "case_00003" / "segmentation.nii.gz")
+
+    assert match_cases(prediction, reference) == MatchedCases((CasePair("case_00003", prediction, reference),))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "prediction_00007.nii.gz",
+        "case_00007.nii.gz",
+        "case_00007.nii",
+        "case_00007.nrrd",
+        "case_00007.mha",
+        "case_00007/segmentation.nii.gz",
+    ],
+)
+def test_folders_are_matched_by_case_id(tmp_path: Path, name: str) -> None:
+    """The layouts of KiTS submissions, of the KiTS data and of plain folders all name the same case."""
+    prediction = touch(tmp_path / "predictions" / name)
+    touch(tmp_path / "predictions" / "summary.json")
+    touch(tmp_path / "predictions" / ".1234.part.case_00008.nii.gz")
+    reference = touch(tmp_path / "data" / "case_00007" / "segmentation.nii.gz")
+    touch(tmp_path / "data" / "case_00007" / "imaging.nii.gz")
+
+    matched = match_cases(tmp_path / "predictions", tmp_path / "data")
+
+    assert matched == MatchedCases((CasePair("case_00007", prediction, reference),))
+
+
+def test_missing_and_surplus_predictions_are_listed(tmp_path: Path) -> None:
+    """A reference without prediction stays in, a prediction without reference is left out."""
+    for name in ("b", "c", "d"):
+        touch(tmp_path / "predictions" / f"{name}.nii.gz")
+    for name in ("a", "b"):
+        touch(tmp_path / "references" / f"{name}.nii.gz")
+
+    matched = match_cases(tmp_path / "predictions", tmp_path / "references")
+
+    assert [(pair.case, pair.prediction is None) for pair in matched.pairs] == [("a", True), ("b", False)]
+    assert matched.missing == ("a",)
+    assert matched.surplus == ("c", "d")
+
+
+def test_nothing_matched_is_an_error_that_shows_the_names(tmp_path: Path) -> None:
+    """Where no name agrees the error shows some of each, so that the user sees the difference."""
+    for number in range(5):
+        touch(tmp_path / "predictions" / f"kits_{number}.nii.gz")
+    touch(tmp_path / "references" / "case_00001.nii.gz")
+
+    with pytest.raises(KitsattnError, match=r"\(kits_0, kits_1, kits_2 and 2 more\).*\(case_00001\).*alike in both"):
+        match_cases(tmp_path / "predictions", tmp_path / "references")
+
+
+def test_folder_without_label_maps_is_refused(tmp_path: Path) -> None:
+    """An empty folder is named, with the layouts that are understood."""
+    (tmp_path / "predictions").mkdir()
+    touch(tmp_path / "references" / "case_00001.nii.gz")
+
+    with pytest.raises(KitsattnError, match=r"predictions holds no label maps: .*case_00000/segmentation\.nii\.gz"):
+        match_cases(tmp_path / "predictions", tmp_path / "references")
+
+
+def test_two_files_of_one_case_are_refused(tmp_path: Path) -> None:
+    """Which of two label maps counts is for the user to say."""
+    touch(tmp_path / "predictions" / "prediction_00001.nii.gz")
+    touch(tmp_path / "predictions" / "case_00001.nii.gz")
+    touch(tmp_path / "references" / "case_00001.nii.gz")
+
+    with pytest.raises(KitsattnError, match="are both label maps of case_00001: keep one"):
+        match_cases(tmp_path / "predictions", tmp_path / "references")
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_file_against_folder_is_refused(tmp_path: Path, swapped: bool) -> None:  # noqa: FBT001 - a parameter
+    """One file cannot be matched with a folder, either way round."""
+    file = touch(tmp_path / "out.nii.gz")
+    touch(tmp_path / "references" / "case_00001.nii.gz")
+    paths = [file, tmp_path / "references"]
+
+    with pytest.raises(KitsattnError, match=r"out\.nii\.gz is a file but .*references is a folder"):
+        match_cases(*(reversed(paths) if swapped else paths))
+
+
+def test_path_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    """A wrong path is named."""
+    with pytest.raises(KitsattnError, match="nowhere does not exist"):
+        match_cases(tmp_path / "nowhere", tmp_path)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_cohort_worked_by_hand(tmp_path: Path, workers: int) -> None:
+    """Means are over the cases, a missing prediction counts as background, the composite is the mean of the means."""
+    predictions, references = tmp_path / "predictions", tmp_path / "references"
+    write_row(predictions / "a.nii.gz", 1, 1, 2, 0)
+    write_row(references / "a.nii.gz", 1, 2, 2, 0)
+    write_row(references / "b.nii.gz", 1, 0, 0, 0)
+    write_row(predictions / "z.nii.gz", 1, 0, 0, 0)
+    reports: list[tuple[str, int, int]] = []
+
+    scores = evaluate_dice(
+        match_cases(predictions, references),
+        workers=workers,
+        progress=lambda label, done, total: reports.append((label, done, total)),
+    )
+
+    assert scores.to_json() == {
+        "protocol": "kits19",
+        "cases": [
+            {"case": "a", "kidney_and_tumour": {"dice": 1.0}, "tumour": {"dice": pytest.approx(2 / 3)}},
+            {"case": "b", "kidney_and_tumour": {"dice": 0.0}, "tumour": {"dice": 1.0}},
+        ],
+        "mean": {"kidney_and_tumour": {"dice": 0.5}, "tumour": {"dice": pytest.approx(5 / 6)}},
+        "composite": pytest.approx(2 / 3),
+        "empty_rule": EMPTY_RULE,
+        "missing": ["b"],
+        "surplus": ["z"],
+    }
+    assert reports == [("evaluate", 0, 2), ("evaluate", 1, 2), ("evaluate", 2, 2)]
+
+
+def test_composite_is_the_mean_of_the_mean_dice_values() -> None:
+    """KiTS19 ranks by the mean of mean kidney-and-tumour Dice and mean tumour Dice."""
+    cases = tuple(
+        CaseScores(case, {"kidney_and_tumour": {"dice": kidney}, "tumour": {"dice": tumour}})
+        for case, kidney, tumour in (("a", 0.9, 0.5), ("b", 1.0, 0.8))
+    )
+
+    assert Scores(cases).composite == pytest.approx((0.95 + 0.65) / 2)

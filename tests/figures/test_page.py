@@ -1,0 +1,115 @@
+import base64
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from kitsattn.figures.page import Page, Picture, Table, write_page
+
+PNG = bytes.fromhex("89504e470d0a1a0a") + b"any bytes"
+
+
+class Elements(HTMLParser):
+    """Collects the elements of a page with their attributes, and checks that all are closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self._open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+        if tag not in {"meta", "img"}:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        """Return the attributes of every element named `tag`."""
+        return [attributes for name, attributes in self.found if name == tag]
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Page:
+    """A page with something of everything."""
+    (tmp_path / "sheet.png").write_bytes(PNG)
+    table = Table(
+        caption="Scores",
+        columns=("Case", "Dice", "Remark"),
+        rows=(("case_00001", 0.8125, "good"), ("case_00002", 0.0, "bad")),
+        summary=("Mean", 0.40625, ""),
+        notes=("Higher is better.",),
+    )
+    return Page(
+        title="A fold",
+        warnings=("Research use.",),
+        tables=(table,),
+        pictures=(Picture(tmp_path / "sheet.png", "case_00001", "Slices of case_00001"),),
+        provenance={"model": "attention-deeplab-tiny"},
+        next_steps={"kitsattn demo": "Run it again."},
+    )
+
+
+def render(path: Path, page: Page) -> str:
+    """Write the page and return its text."""
+    write_page(path, page)
+    return path.read_text(encoding="utf-8")
+
+
+def test_page_needs_nothing_from_elsewhere(tmp_path: Path, page: Page) -> None:
+    """Styles and pictures are inside, there is no script, and nothing is fetched."""
+    text = render(tmp_path / "page.html", page)
+
+    elements = Elements(text)
+    tags = {tag for tag, _ in elements.found}
+    assert not tags & {"script", "link", "iframe", "object", "base"}
+    assert "url(" not in text
+    assert "@import" not in text
+    assert "://" not in text
+    (image,) = elements.all("img")
+    assert image["src"] == "data:image/png;base64," + base64.b64encode(PNG).decode()
+
+
+def test_page_can_be_read_aloud(tmp_path: Path, page: Page) -> None:
+    """The page names its language, pictures have descriptions, and headings say which cells they belong to."""
+    elements = Elements(render(tmp_path / "page.html", page))
+
+    assert elements.all("html") == [{"lang": "en"}]
+    assert elements.all("img")[0]["alt"] == "Slices of case_00001"
+    assert [th["scope"] for th in elements.all("th")] == ["col"] * 3 + ["row"] * 3 + ["row"]
+    headings = {heading.get("id") for heading in elements.all("h2")}
+    assert {table["aria-labelledby"] for table in elements.all("table")} <= headings
+
+
+def test_shares_are_shown_with_three_decimals_and_a_bar(tmp_path: Path, page: Page) -> None:
+    """A float is a number with a bar of its length; text stays text."""
+    text = render(tmp_path / "page.html", page)
+
+    assert '<td class="share" style="--share: 81.2%"><span>0.812</span></td>' in text
+    assert '<td class="share" style="--share: 0.0%"><span>0.000</span></td>' in text
+    assert "<td>good</td>" in text
+    assert text.index("case_00002") < text.index("<tfoot>") < text.index("0.406")
+
+
+def test_text_is_never_markup(tmp_path: Path, page: Page) -> None:
+    """Names from files and headers cannot add elements to the page."""
+    evil = '"><script>alert(1)</script>'
+    table = Table(caption=evil, columns=(evil, evil), rows=((evil, evil),), summary=(evil, evil), notes=(evil,))
+    picture = Picture(page.pictures[0].path, evil, evil)
+    hostile = Page(evil, (evil,), (table,), (picture,), {evil: evil}, {evil: evil})
+
+    text = render(tmp_path / "page.html", hostile)
+
+    assert "<script" not in text
+    assert Elements(text).all("img")[0]["alt"] == evil
+
+
+def test_parts_that_are_empty_are_left_out(tmp_path: Path) -> None:
+    """A page of a title alone has no empty boxes, tables or headings."""
+    elements = Elements(render(tmp_path / "page.html", Page("Nothing")))
+
+    assert not {tag for tag, _ in elements.found} & {"h2", "table", "figure", "dl", "div"}
