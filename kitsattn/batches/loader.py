@@ -1,0 +1,152 @@
+"""2.5D batches from prepared cases, drawn in this process or in workers: the same sequence either way."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from kitsattn.batches.augment import build_augmentation, seeded, source_size
+from kitsattn.batches.sampler import Patch, draw_patch, is_foreground_sample
+from kitsattn.batches.slabs import slab_indices, slice_step
+from kitsattn.preprocess.store import StoredCase
+
+BatchKey = tuple[int, int, int]
+"""Number of the stream, the epoch, and the batch in the epoch."""
+
+
+@dataclass(frozen=True)
+class SlabBatch:
+    """One batch.
+
+    Attributes:
+        images: Prepared intensities, (batch, slices, height, width), float32.
+        labels: Label values of the centre slices, (batch, height, width), int64.
+        cases: Case id of each sample.
+    """
+
+    images: Tensor
+    labels: Tensor
+    cases: tuple[str, ...]
+
+    def pin_memory(self) -> "SlabBatch":
+        """Return the batch in page-locked memory; PyTorch's loader calls this."""
+        return SlabBatch(self.images.pin_memory(), self.labels.pin_memory(), self.cases)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchSettings:
+    """What a batch looks like.
+
+    Attributes:
+        batch_size: Samples.
+        patch_size: Height and width.
+        slices: Slices in a slab.
+        slab_step_mm: Distance of a slab's slices in mm; None takes adjacent slices.
+        air: Prepared intensity of air, which pads patches that reach beyond the slice.
+        seed: Seed of all batches.
+        augment: Whether to augment.
+    """
+
+    batch_size: int
+    patch_size: tuple[int, int]
+    slices: int
+    slab_step_mm: float | None
+    air: float
+    seed: int
+    augment: bool
+
+
+class SlabBatches(Dataset[SlabBatch]):
+    """Batches by number: (stream, epoch, index) gives the same batch in any process, at any time.
+
+    Args:
+        cases: The prepared cases to draw from.
+        settings: What a batch looks like.
+    """
+
+    def __init__(self, cases: Sequence[StoredCase], settings: BatchSettings) -> None:
+        """Build the augmentation; no case is read yet."""
+        self.cases = cases
+        self.settings = settings
+        self.size = source_size(settings.patch_size) if settings.augment else settings.patch_size
+        self.transform = build_augmentation(settings.patch_size, settings.air)
+
+    def __getitem__(self, key: BatchKey) -> SlabBatch:
+        """Draw the batch of a (stream, epoch, index) key."""
+        settings = self.settings
+        sequence = np.random.SeedSequence((settings.seed, *key))
+        generator = np.random.default_rng(sequence)
+        shapes = [case.shape for case in self.cases]
+        locations = [case.locations for case in self.cases]
+        images = np.empty((settings.batch_size, settings.slices, *self.size), np.float32)
+        labels = np.empty((settings.batch_size, 1, *self.size), np.float32)
+        names = []
+        for index in range(settings.batch_size):
+            foreground = is_foreground_sample(index, settings.batch_size)
+            patch = draw_patch(shapes, locations, self.size, foreground=foreground, generator=generator)
+            images[index], labels[index, 0] = self._cut(self.cases[patch.case], patch)
+            names.append(self.cases[patch.case].case_id)
+        if settings.augment:
+            with seeded(sequence):
+                augmented = self.transform(data=images, seg=labels)
+            images, labels = augmented["data"], augmented["seg"]
+        return SlabBatch(
+            torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32)),
+            torch.from_numpy(labels[:, 0].astype(np.int64)),
+            tuple(names),
+        )
+
+    def _cut(self, case: StoredCase, patch: Patch) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        """Read the slab (slices, *size) and the centre slice's labels (*size) of a patch."""
+        settings = self.settings
+        depth, height, width = case.shape
+        step = slice_step(settings.slab_step_mm, case.spacing_mm[0])
+        indices = slab_indices(patch.centre, depth, settings.slices, step)
+        rows, columns = _window(patch.top, self.size[0], height), _window(patch.left, self.size[1], width)
+        image = np.full((settings.slices, *self.size), settings.air, np.float32)
+        label = np.zeros(self.size, np.uint8)
+        image[:, rows[1], columns[1]] = case.read_slices(indices)[:, rows[0], columns[0]]
+        label[rows[1], columns[1]] = case.read_labels(patch.centre)[rows[0], columns[0]]
+        return image, label
+
+
+class _Streams(Dataset[SlabBatch]):
+    """Several batch sources behind one loader, so that their batches come in one order from the same workers."""
+
+    def __init__(self, streams: Sequence[SlabBatches]) -> None:
+        self.streams = streams
+
+    def __getitem__(self, key: BatchKey) -> SlabBatch:
+        return self.streams[key[0]][key]
+
+
+def load_batches(
+    streams: Sequence[SlabBatches], keys: Sequence[BatchKey], *, workers: int, pin_memory: bool = False
+) -> Iterator[SlabBatch]:
+    """Yield the batches of `keys`, in their order.
+
+    Args:
+        streams: Where they come from; a key's first number picks one.
+        keys: Which batches.
+        workers: Processes that draw ahead; 0 draws in this one.
+        pin_memory: Whether to put them into page-locked memory, for a GPU.
+    """
+    loader: DataLoader[SlabBatch] = DataLoader(
+        _Streams(streams),
+        batch_size=None,
+        sampler=keys,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        multiprocessing_context="forkserver" if workers else None,
+    )
+    yield from loader
+
+
+def _window(start: int, size: int, length: int) -> tuple[slice, slice]:
+    """Return the part of [0, length) that [start, start + size) covers, and where it lies in the window."""
+    first, last = max(start, 0), min(start + size, length)
+    return slice(first, last), slice(first - start, last - start)
