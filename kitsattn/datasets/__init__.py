@@ -1,0 +1,1 @@
+"""Where cases come from: KiTS folders on disk, and phantoms that are painted."""

@@ -1,0 +1,318 @@
+"""Prepared data sets on disk: one JSON for all, and for each case its image, labels, foreground and a JSON.
+
+`<folder>/dataset.json` names the cases and their sources; it is written last, so a folder without it is unfinished.
+`<folder>/cases/<id>.b2nd` is the image as int16 in HU, clipped and resampled but not yet normalised: whole HU are the
+precision of the scanner, take 30 % less space than normalised float16 and are read twice as fast (0.16 against 0.23 MB
+and 0.3 against 0.6 ms a slice of 416 x 554). `<id>.labels.b2nd` are the labels, `<id>.locations.b2nd` the foreground
+voxels that patches are centred on. `<id>.json` is written after them: it marks the case as finished.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import blosc2
+import numpy as np
+from numpy.typing import NDArray
+
+from kitsattn.config import from_json, to_json
+from kitsattn.errors import KitsattnError
+from kitsattn.files import atomic_path, read_json, write_json
+from kitsattn.labels import BACKGROUND
+from kitsattn.preprocess.case import Placement, PreparedScan, prepare_labels
+from kitsattn.preprocess.intensity import normalise
+from kitsattn.preprocess.plan import Plan
+from kitsattn.volume.geometry import Geometry, Shape, Triple
+
+DATASET_FORMAT = "kitsattn-dataset/1"
+CASE_FORMAT = "kitsattn-case/1"
+DATASET_FILE = "dataset.json"
+CASES_FOLDER = "cases"
+
+_CHUNK = 8
+"""Slices in one chunk of a file. Each slice is a block of its own, so that reading one unpacks no other."""
+
+# One thread: the processes that prepare and read cases share the cores already.
+_PACKING = {"cparams": {"codec": blosc2.Codec.ZSTD, "clevel": 1, "nthreads": 1}, "contiguous": True}
+_UNPACKING = {"nthreads": 1}
+
+_LOCATIONS_AT_LEAST = 10_000
+_LOCATIONS_PART = 0.01
+_SEED = 1234
+
+
+@dataclass(frozen=True)
+class CaseSource:
+    """Where a case comes from.
+
+    Attributes:
+        case_id: The case.
+        image: Its scan.
+        labels: Its label map.
+        image_sha256: Checksum of the scan's file.
+        labels_sha256: Checksum of the label map's file.
+    """
+
+    case_id: str
+    image: Path
+    labels: Path
+    image_sha256: str
+    labels_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseRecord:
+    """What `<id>.json` says of a finished case.
+
+    Attributes:
+        format: Tag of the format.
+        case_id: The case.
+        geometry: Of the scan.
+        placement: How the prepared grid lies in it.
+        plan: How it was prepared.
+        image_sha256: Checksum of the scan's file.
+        labels_sha256: Checksum of the label map's file.
+    """
+
+    format: str
+    case_id: str
+    geometry: Geometry
+    placement: Placement
+    plan: Plan
+    image_sha256: str
+    labels_sha256: str
+
+    def __post_init__(self) -> None:
+        """Check the format."""
+        if self.format != CASE_FORMAT:
+            msg = f"format {self.format!r} is not {CASE_FORMAT!r}: run `kitsattn preprocess` again"
+            raise ValueError(msg)
+
+
+@dataclass(frozen=True)
+class StoredCase:
+    """A prepared case on disk; files are opened when they are read, so it can be sent to other processes.
+
+    Attributes:
+        folder: Where its files lie.
+        record: What is known of it.
+    """
+
+    folder: Path
+    record: CaseRecord
+
+    @property
+    def case_id(self) -> str:
+        """The case's name."""
+        return self.record.case_id
+
+    @property
+    def shape(self) -> Shape:
+        """Shape of image and labels, (z, height, width)."""
+        return self.record.placement.scan_shape[0], *self.record.placement.prepared_shape
+
+    @property
+    def spacing_mm(self) -> Triple:
+        """Spacing of the prepared grid, (z, y, x)."""
+        return self.record.geometry.spacing_mm[0], *self.record.plan.spacing_mm
+
+    def read_slices(self, indices: Sequence[int] | NDArray[np.intp]) -> NDArray[np.float32]:
+        """Read slices of the image, in any order and more than once if asked.
+
+        Returns:
+            (number of indices, height, width), normalised.
+        """
+        image = _open(_image_file(self.folder, self.case_id))
+        wanted, order = np.unique(np.asarray(indices), return_inverse=True)
+        hu = np.stack([image[int(index)] for index in wanted]).astype(np.float32)
+        return normalise(hu, self.record.plan.mean_hu, self.record.plan.std_hu)[order]
+
+    def read_labels(self, index: int) -> NDArray[np.uint8]:
+        """Read one slice of the label map, (height, width)."""
+        labels: NDArray[np.uint8] = _open(_labels_file(self.folder, self.case_id))[int(index)]
+        return labels
+
+    @cached_property
+    def locations(self) -> Mapping[int, NDArray[np.int32]]:
+        """Foreground class to some of its voxels, (n, 3) as z, y, x on the prepared grid; absent ones are left out."""
+        rows: NDArray[np.int32] = _open(_locations_file(self.folder, self.case_id))[:]
+        return {int(value): rows[rows[:, 0] == value, 1:] for value in np.unique(rows[:, 0]) if value != BACKGROUND}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedDataset:
+    """A prepared data set.
+
+    Attributes:
+        folder: Where it lies.
+        name: What the data set is called.
+        synthetic: Whether its scans were painted rather than measured.
+        licence: Under which the data may be used.
+        citation: What to cite for the data.
+        labels: Class name to label value.
+        plan: How its cases were prepared.
+        sources: Case to where it comes from, in the order of the data set.
+    """
+
+    folder: Path
+    name: str
+    synthetic: bool
+    licence: str
+    citation: str
+    labels: Mapping[str, int]
+    plan: Plan
+    sources: Mapping[str, CaseSource]
+
+    @property
+    def cases(self) -> tuple[str, ...]:
+        """The cases, in the order of the data set."""
+        return tuple(self.sources)
+
+    def open_case(self, case_id: str) -> StoredCase:
+        """Open a case.
+
+        Raises:
+            KitsattnError: If it is not there, or was prepared with another plan.
+        """
+        case = open_case(self.folder, case_id)
+        if case.record.plan.identity != self.plan.identity:
+            msg = f"{self.folder}: {case_id} was prepared with another plan: run `kitsattn preprocess` again"
+            raise KitsattnError(msg)
+        return case
+
+
+def open_dataset(folder: Path) -> PreparedDataset:
+    """Open a prepared data set.
+
+    Raises:
+        KitsattnError: If it is not there, unfinished, or of another format.
+    """
+    file = folder / DATASET_FILE
+    if not file.is_file():
+        msg = f"{folder} holds no finished data set ({DATASET_FILE} is missing): make it with `kitsattn preprocess`"
+        raise KitsattnError(msg)
+    content = read_json(file)
+    if not isinstance(content, dict) or content.pop("format", None) != DATASET_FORMAT:
+        msg = f"{file} is not in the format {DATASET_FORMAT}: run `kitsattn preprocess` again"
+        raise KitsattnError(msg)
+    return from_json(PreparedDataset, {**content, "folder": str(folder)}, str(file))
+
+
+def save_dataset(dataset: PreparedDataset) -> None:
+    """Write `dataset.json`, which marks the data set as finished."""
+    content = to_json(dataset)
+    del content["folder"]
+    write_json(dataset.folder / DATASET_FILE, {"format": DATASET_FORMAT, **content})
+
+
+def open_case(folder: Path, case_id: str) -> StoredCase:
+    """Open a case of the prepared data set in `folder`.
+
+    Raises:
+        KitsattnError: If it is not there, unfinished, or of another format.
+    """
+    file = _case_file(folder, case_id)
+    if not file.is_file():
+        msg = f"{folder} holds no finished case {case_id}: run `kitsattn preprocess` again, it goes on where it stopped"
+        raise KitsattnError(msg)
+    return StoredCase(folder, from_json(CaseRecord, read_json(file), str(file)))
+
+
+def save_case(folder: Path, source: CaseSource, prepared: PreparedScan, labels: NDArray[np.uint8]) -> StoredCase:
+    """Prepare a case and write it; its JSON, written last, marks it as finished.
+
+    Args:
+        folder: Of the prepared data set.
+        source: Where the case comes from.
+        prepared: Its scan.
+        labels: Its label map on the scan's grid, (z, y, x).
+    """
+    file = _case_file(folder, source.case_id)
+    file.unlink(missing_ok=True)
+    depth, height, width = prepared.shape
+    chunk = (min(_CHUNK, depth), height, width)
+    image = blosc2.empty(prepared.shape, dtype=np.int16, chunks=chunk, blocks=(1, height, width), **_PACKING)
+    for start in range(0, depth, _CHUNK):
+        stop = min(start + _CHUNK, depth)
+        image[start:stop] = np.rint(prepared.hu(start, stop)).astype(np.int16)
+    label_map = prepare_labels(labels, prepared.placement)
+    locations = foreground_locations(label_map)
+    _write(_image_file(folder, source.case_id), image)
+    packed = blosc2.asarray(label_map, chunks=chunk, blocks=(1, height, width), **_PACKING)
+    _write(_labels_file(folder, source.case_id), packed)
+    _write(_locations_file(folder, source.case_id), blosc2.asarray(locations, **_PACKING))
+    record = CaseRecord(
+        format=CASE_FORMAT,
+        case_id=source.case_id,
+        geometry=prepared.scan.geometry,
+        placement=prepared.placement,
+        plan=prepared.plan,
+        image_sha256=source.image_sha256,
+        labels_sha256=source.labels_sha256,
+    )
+    write_json(file, to_json(record))
+    return StoredCase(folder, record)
+
+
+def is_finished(folder: Path, source: CaseSource, plan: Plan) -> bool:
+    """Tell whether a case was already prepared from the same files with the same plan."""
+    try:
+        record = open_case(folder, source.case_id).record
+    except KitsattnError:
+        return False
+    same_files = (record.image_sha256, record.labels_sha256) == (source.image_sha256, source.labels_sha256)
+    return same_files and record.plan.identity == plan.identity
+
+
+def foreground_locations(labels: NDArray[np.uint8]) -> NDArray[np.int32]:
+    """Draw voxels of each foreground class: 10,000 or 1 %, whichever is more, or all if there are fewer.
+
+    The numbers are nnU-Net's. The draw is seeded, so that a case gives the same voxels every time.
+
+    Args:
+        labels: (z, height, width).
+
+    Returns:
+        (n, 4), columns class, z, y, x, sorted by class.
+    """
+    drawn = [np.empty((0, 4), np.int32)]
+    for value in range(BACKGROUND + 1, int(labels.max()) + 1):
+        voxels = np.flatnonzero(labels == value)
+        wanted = max(min(_LOCATIONS_AT_LEAST, voxels.size), math.ceil(_LOCATIONS_PART * voxels.size))
+        chosen = np.sort(np.random.default_rng([_SEED, value]).choice(voxels, wanted, replace=False))
+        places = np.stack(np.unravel_index(chosen, labels.shape), axis=1)
+        drawn.append(np.insert(places, 0, value, axis=1).astype(np.int32))
+    return np.concatenate(drawn)
+
+
+def _case_file(folder: Path, case_id: str) -> Path:
+    return folder / CASES_FOLDER / f"{case_id}.json"
+
+
+def _image_file(folder: Path, case_id: str) -> Path:
+    return folder / CASES_FOLDER / f"{case_id}.b2nd"
+
+
+def _labels_file(folder: Path, case_id: str) -> Path:
+    return folder / CASES_FOLDER / f"{case_id}.labels.b2nd"
+
+
+def _locations_file(folder: Path, case_id: str) -> Path:
+    return folder / CASES_FOLDER / f"{case_id}.locations.b2nd"
+
+
+def _write(path: Path, array: Any) -> None:  # noqa: ANN401 - blosc2 has no types
+    # Packed in memory first: a full disk is then an OSError of ours, while blosc2 would name no reason.
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(array.to_cframe())
+
+
+def _open(path: Path) -> Any:  # noqa: ANN401 - blosc2 has no types
+    try:
+        return blosc2.open(str(path), mode="r", dparams=_UNPACKING)
+    except (OSError, RuntimeError) as error:
+        msg = f"{path} is missing or damaged: run `kitsattn preprocess --restart` to prepare the data set again"
+        raise KitsattnError(msg) from error

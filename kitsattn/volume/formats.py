@@ -1,0 +1,171 @@
+"""Scans and label maps in any file format: NIfTI through nibabel, everything else through SimpleITK."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kitsattn.errors import KitsattnError
+from kitsattn.files import atomic_path
+from kitsattn.volume import nifti
+from kitsattn.volume.geometry import Geometry
+from kitsattn.volume.orientation import SPATIAL_AXES, canonical_grid, file_affine, layout
+from kitsattn.volume.volume import FileGrid, Volume
+from kitsattn.volume.voxels import label_values, refuse_non_numbers, scan_values
+
+if TYPE_CHECKING:
+    import SimpleITK
+
+OUTPUT_SUFFIXES = (*nifti.SUFFIXES, ".nrrd", ".mha")
+"""Formats that label maps are written in: those that keep header and voxels in one file."""
+
+_RAS_FROM_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+_DICOM_MAGIC = b"DICM"
+_DICOM_MAGIC_OFFSET = 128
+
+
+def read_scan(path: Path) -> Volume:
+    """Read a CT scan from NIfTI (.nii, .nii.gz) or another format of SimpleITK (.nrrd, .mha, .mhd, …).
+
+    Returns:
+        The scan in (z, y, x): int16 where the file's values fit without loss, else float32.
+
+    Raises:
+        KitsattnError: If the file is missing, damaged, DICOM, or not a scan of three axes with finite values and an
+            orthogonal grid.
+    """
+    _refuse_dicom(path)
+    if _is_nifti(path):
+        return nifti.read_scan(path)
+    stored, grid, geometry = _read_itk(path)
+    return Volume(np.ascontiguousarray(grid.to_canonical(scan_values(stored, 1.0, 0.0, path))), geometry, grid)
+
+
+def read_labels(path: Path) -> Volume:
+    """Read a label map from NIfTI (.nii, .nii.gz) or another format of SimpleITK (.nrrd, .mha, .mhd, …).
+
+    Returns:
+        The label map in (z, y, x), uint8.
+
+    Raises:
+        KitsattnError: If the file is missing, damaged, DICOM, or not a map of three axes with whole numbers from 0
+            to 255 and an orthogonal grid.
+    """
+    _refuse_dicom(path)
+    if _is_nifti(path):
+        return nifti.read_labels(path)
+    stored, grid, geometry = _read_itk(path)
+    return Volume(np.ascontiguousarray(grid.to_canonical(label_values(stored, 1.0, 0.0, path))), geometry, grid)
+
+
+def write_labels(path: Path, labels: Volume, *, note: str | None = None, overwrite: bool = False) -> None:
+    """Write a label map in the format that the suffix of `path` names, on the grid of the scan it came from.
+
+    Where the format is the scan's own the grid is copied; where it is another, the array axes and the voxels'
+    places in the patient are kept.
+
+    Args:
+        path: Ends in .nii.gz, .nii, .nrrd or .mha.
+        labels: uint8, with the scan's geometry and source.
+        note: Where the labels come from; kept in the header.
+        overwrite: Whether an existing file may be replaced.
+
+    Raises:
+        KitsattnError: If the suffix is another, or the file exists and may not be replaced, or cannot be written.
+    """
+    check_output(path)
+    if _is_nifti(path):
+        nifti.write_labels(path, labels, note=note, overwrite=overwrite)
+    else:
+        _write_itk(path, labels, note, overwrite=overwrite)
+
+
+def check_output(path: Path) -> None:
+    """Refuse a path whose suffix names no format that label maps are written in.
+
+    Raises:
+        KitsattnError: If label maps cannot be written to `path`.
+    """
+    if not path.name.lower().endswith(OUTPUT_SUFFIXES):
+        msg = f"{path} names no format that label maps are written in: choose {', '.join(OUTPUT_SUFFIXES)}"
+        raise KitsattnError(msg)
+
+
+def _is_nifti(path: Path) -> bool:
+    return path.name.lower().endswith(nifti.SUFFIXES)
+
+
+def _refuse_dicom(path: Path) -> None:
+    if not path.exists():
+        msg = f"{path} does not exist"
+        raise KitsattnError(msg)
+    if path.is_dir() or path.suffix.lower() in _DICOM_SUFFIXES or _starts_as_dicom(path):
+        what = "is a folder" if path.is_dir() else "is a DICOM file"
+        msg = f"{path} {what}, and DICOM series are not read by this version: convert it to NIfTI, with dcm2niix say"
+        raise KitsattnError(msg)
+
+
+def _starts_as_dicom(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(_DICOM_MAGIC_OFFSET + len(_DICOM_MAGIC)).endswith(_DICOM_MAGIC)
+    except OSError as error:
+        msg = f"{path} cannot be read: {error.strerror or error}"
+        raise KitsattnError(msg) from error
+
+
+def _read_itk(path: Path) -> tuple[NDArray[Any], FileGrid, Geometry]:
+    """Return stored voxels with axes in SimpleITK's order of indices, how they lie in the file and in the patient."""
+    import SimpleITK  # noqa: PLC0415 - NIfTI users need not wait for it
+
+    try:
+        image = SimpleITK.ReadImage(str(path))
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        msg = f"{path} cannot be read ({reason}): a scan is .nii.gz, .nii, .nrrd, .mha or another format of SimpleITK"
+        raise KitsattnError(msg) from error
+    if image.GetDimension() != SPATIAL_AXES:
+        msg = f"{path} has the shape {image.GetSize()}: a scan has three axes, extract one volume from it"
+        raise KitsattnError(msg)
+    if image.GetNumberOfComponentsPerPixel() != 1:
+        msg = f"{path} holds several values a voxel, such as colours: a scan or label map holds one real number a voxel"
+        raise KitsattnError(msg)
+    stored: NDArray[Any] = SimpleITK.GetArrayFromImage(image).T
+    refuse_non_numbers(stored.dtype, path)
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * np.array(image.GetSpacing())
+    affine[:3, 3] = image.GetOrigin()
+    header = SimpleITK.Image([1, 1, 1], SimpleITK.sitkUInt8)
+    _copy_grid(image, header)
+    grid, geometry = canonical_grid(image.GetSize(), _RAS_FROM_LPS @ affine, path, header)
+    return stored, grid, geometry
+
+
+def _write_itk(path: Path, labels: Volume, note: str | None, *, overwrite: bool) -> None:
+    import SimpleITK  # noqa: PLC0415 - NIfTI users need not wait for it
+
+    grid = labels.source or layout("LPS", path)
+    image = SimpleITK.GetImageFromArray(np.ascontiguousarray(grid.to_file(labels.array).T))
+    if isinstance(grid.header, SimpleITK.Image):
+        _copy_grid(grid.header, image)
+    else:
+        affine = _RAS_FROM_LPS @ file_affine(labels.geometry, grid)
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)
+        image.SetSpacing(spacing.tolist())
+        image.SetOrigin(affine[:3, 3].tolist())
+        image.SetDirection((affine[:3, :3] / spacing).ravel().tolist())
+    if note is not None:
+        image.SetMetaData("kitsattn", note)
+    with atomic_path(path, overwrite=overwrite) as temporary:
+        try:
+            SimpleITK.WriteImage(image, str(temporary), useCompression=True)
+        except RuntimeError as error:
+            raise OSError(str(error).strip().splitlines()[-1]) from error
+
+
+def _copy_grid(image: "SimpleITK.Image", target: "SimpleITK.Image") -> None:
+    target.SetSpacing(image.GetSpacing())
+    target.SetOrigin(image.GetOrigin())
+    target.SetDirection(image.GetDirection())

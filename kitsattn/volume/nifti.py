@@ -1,0 +1,252 @@
+"""NIfTI files, in any orientation: read into (z, y, x), written onto the scan's own grid.
+
+Where sform and qform disagree the sform is used, as nibabel does: it can hold any affine, and it is the one that
+tools update. The qform is used where the sform is not set (code 0) or its matrix is singular. A disagreement of more
+than 0.1 mm anywhere in the scan is reported in `Volume.notes`. A file that sets neither is read as running to Left,
+Anterior and Superior, and that is reported too.
+"""
+
+import gzip
+import logging
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.nifti1 import Nifti1Extension
+from nibabel.spatialimages import HeaderDataError
+from numpy.typing import NDArray
+
+from kitsattn import __version__
+from kitsattn.errors import KitsattnError
+from kitsattn.files import atomic_path
+from kitsattn.volume.geometry import Geometry
+from kitsattn.volume.orientation import SPATIAL_AXES, bad_spacing, canonical_grid, file_affine, layout
+from kitsattn.volume.volume import FileGrid, Volume
+from kitsattn.volume.voxels import label_values, refuse_non_numbers, scan_values
+
+SUFFIXES = (".nii", ".nii.gz")
+
+FORM_TOLERANCE_MM = 0.1
+"""How far apart sform and qform may put a voxel before that is reported."""
+
+_MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
+"""Unit codes of NIfTI: unknown (taken as mm), metre, millimetre, micrometre."""
+_UNIT_BITS = 0b111
+_GZIP_MAGIC = b"\x1f\x8b"
+_BLOCK_BYTES = 1 << 24
+
+_log = logging.getLogger(__name__)
+
+
+def read_scan(path: Path) -> Volume:
+    """Read a CT scan.
+
+    Args:
+        path: A .nii or .nii.gz file; compression is recognised by content.
+
+    Returns:
+        The scan in (z, y, x): int16 where the file's values fit without loss, else float32.
+
+    Raises:
+        KitsattnError: If the file is missing, damaged, or not a scan of three axes with finite values and an
+            orthogonal grid.
+    """
+    return _read(path, scan_values)
+
+
+def read_labels(path: Path) -> Volume:
+    """Read a label map.
+
+    Args:
+        path: A .nii or .nii.gz file; compression is recognised by content.
+
+    Returns:
+        The label map in (z, y, x), uint8.
+
+    Raises:
+        KitsattnError: If the file is missing, damaged, or not a map of three axes with whole numbers from 0 to 255
+            and an orthogonal grid.
+    """
+    return _read(path, label_values)
+
+
+def write_nifti(
+    path: Path, volume: Volume, *, axes: str = "RAS", note: str | None = None, overwrite: bool = True
+) -> None:
+    """Write a volume as a new NIfTI file.
+
+    Args:
+        path: Ends in .nii or .nii.gz.
+        volume: Its array keeps its dtype; its geometry becomes sform and qform, in mm.
+        axes: Where the file's axes run to: "RAS", KiTS19's "IPL", …
+        note: Where the volume comes from; kept in the header, as an extension of the comment kind.
+        overwrite: Whether an existing file may be replaced.
+
+    Raises:
+        KitsattnError: If the file exists and may not be replaced, or cannot be written.
+    """
+    grid = layout(axes, path)
+    affine = file_affine(volume.geometry, grid)
+    image = nib.Nifti1Image(grid.to_file(volume.array), affine, dtype=volume.array.dtype)
+    image.header.set_xyzt_units("mm")
+    image.set_sform(affine, code="scanner")
+    image.set_qform(affine, code="scanner")
+    _save(path, image, note, overwrite=overwrite)
+
+
+def write_labels(path: Path, labels: Volume, *, note: str | None = None, overwrite: bool = False) -> None:
+    """Write a label map, onto the very grid of the NIfTI file that its `source` came from.
+
+    The output has that file's shape, sform, qform, codes and units; its own extensions are left out, since they
+    describe another image. A volume from elsewhere is written by its geometry, with the array axes of its file.
+
+    Args:
+        path: Ends in .nii or .nii.gz.
+        labels: uint8.
+        note: Where the labels come from; kept in the header, as an extension of the comment kind.
+        overwrite: Whether an existing file may be replaced.
+
+    Raises:
+        KitsattnError: If the file exists and may not be replaced, or cannot be written.
+    """
+    source = labels.source
+    if source is None or not isinstance(source.header, nib.Nifti1Header):
+        axes = "RAS" if source is None else "".join(nib.aff2axcodes(file_affine(labels.geometry, source)))
+        write_nifti(path, labels, axes=axes, note=note, overwrite=overwrite)
+        return
+    header = source.header.copy()
+    header.extensions.clear()
+    header.set_data_dtype(np.uint8)
+    header["cal_min"] = header["cal_max"] = 0
+    header["descrip"] = b""
+    image_class: type[nib.Nifti1Image] = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
+    array = source.to_file(labels.array).reshape(header.get_data_shape(), order="F")
+    _save(path, image_class(array, None, header), note, overwrite=overwrite)
+
+
+def _read(path: Path, convert: Callable[[NDArray[Any], float, float, Path], NDArray[Any]]) -> Volume:
+    """Read a file; `convert` turns stored values, slope and intercept into the volume's values."""
+    try:
+        with _open(path) as stream:
+            header = _read_header(stream, path)
+            grid, geometry, notes = _read_grid(header, path)
+            stored = _read_values(stream, header)
+            slope, intercept = header.get_slope_inter()
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        msg = f"{path} is truncated or damaged ({error}): copy or download it again"
+        raise KitsattnError(msg) from error
+    except HeaderDataError as error:
+        msg = f"{path} has a NIfTI header that cannot be used ({error}): convert the scan again"
+        raise KitsattnError(msg) from error
+    except FileNotFoundError as error:
+        msg = f"{path} does not exist"
+        raise KitsattnError(msg) from error
+    except OSError as error:
+        msg = f"{path} cannot be read: {error.strerror or error}"
+        raise KitsattnError(msg) from error
+    values = convert(stored, 1.0 if slope is None else slope, 0.0 if intercept is None else intercept, path)
+    return Volume(np.ascontiguousarray(grid.to_canonical(values)), geometry, grid, notes)
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[IO[bytes]]:
+    with path.open("rb") as file:
+        packed = file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
+        file.seek(0)
+        if not packed:
+            yield file
+            return
+        with gzip.open(file) as stream:
+            yield stream  # type: ignore[misc]  # a GzipFile reads like any binary file
+
+
+def _read_header(stream: IO[bytes], path: Path) -> nib.Nifti1Header:
+    """Read the header and leave spatially wrong values as they are, so that they can be refused by name."""
+    start = stream.read(nib.Nifti2Header.sizeof_hdr)
+    for header_class in (nib.Nifti1Header, nib.Nifti2Header):
+        if not header_class.may_contain_header(start):
+            continue
+        stream.seek(0)
+        header: nib.Nifti1Header = header_class.from_fileobj(stream, check=False)
+        if bytes(header["magic"]).startswith(header_class.single_magic):
+            return header
+    msg = f"{path} is not a NIfTI file (.nii or .nii.gz with header and voxels in one): export the scan as NIfTI again"
+    raise KitsattnError(msg)
+
+
+def _read_grid(header: nib.Nifti1Header, path: Path) -> tuple[FileGrid, Geometry, tuple[str, ...]]:
+    """Check the header and return how the array lies in file and patient, with notes on what was odd."""
+    notes = []
+    shape = tuple(int(size) for size in header.get_data_shape())
+    spatial, further = shape[:SPATIAL_AXES], shape[SPATIAL_AXES:]
+    if len(spatial) < SPATIAL_AXES or any(size != 1 for size in further) or 0 in shape:
+        msg = f"{path} has the shape {shape}: a scan has three axes, extract one volume from it"
+        raise KitsattnError(msg)
+    if further:
+        notes.append(f"The file has the shape {shape}; its trailing axes of length 1 were left out.")
+    spacing = header["pixdim"][1:4].astype(np.float64)
+    if not np.all(np.isfinite(spacing)) or np.any(spacing == 0):
+        raise bad_spacing(path, spacing)
+    header.check_fix(logger=_log)
+    refuse_non_numbers(header.get_data_dtype(), path)
+    affine, affine_notes = _choose_affine(header)
+    affine[:3] *= _MM_PER_UNIT.get(int(header["xyzt_units"]) & _UNIT_BITS, 1.0)
+    grid, geometry = canonical_grid(spatial, affine, path, header)
+    return grid, geometry, (*notes, *affine_notes)
+
+
+def _choose_affine(header: nib.Nifti1Header) -> tuple[NDArray[np.float64], list[str]]:
+    """Return the affine that counts, by the rule at the top of this module, in the header's units, and notes."""
+    sform = header.get_sform(coded=True)[0]
+    qform = header.get_qform(coded=True)[0]
+    if sform is None and qform is None:
+        note = "The file states no orientation (sform and qform codes are 0); it was read as Left, Anterior, Superior."
+        return header.get_base_affine(), [note]
+    if sform is None:
+        return qform, []
+    if qform is None:
+        return sform, []
+    if not np.all(np.isfinite(sform)) or np.linalg.matrix_rank(sform) < len(sform):
+        return qform, ["The sform's matrix is singular; the qform was used."]
+    last = np.array([size - 1 for size in header.get_data_shape()[:SPATIAL_AXES]])
+    corners = np.array([[i, j, k, 1] for i in (0, last[0]) for j in (0, last[1]) for k in (0, last[2])])
+    distance = np.linalg.norm(corners @ (sform - qform).T, axis=1).max()
+    if not distance <= FORM_TOLERANCE_MM:
+        return sform, [f"The sform and qform put voxels up to {distance:.3g} mm apart; the sform was used."]
+    return sform, []
+
+
+def _read_values(stream: IO[bytes], header: nib.Nifti1Header) -> NDArray[Any]:
+    """Read the stored voxels, in file order and without slope and intercept."""
+    shape = header.get_data_shape()[:SPATIAL_AXES]
+    dtype = header.get_data_dtype()
+    stream.seek(header.get_data_offset())
+    values = np.empty(shape, dtype, order="F")
+    buffer = values.reshape(-1, order="F").view(np.uint8).data
+    filled = 0
+    while filled < len(buffer):
+        count = stream.readinto(buffer[filled : filled + _BLOCK_BYTES])  # type: ignore[attr-defined]
+        if not count:
+            msg = f"{filled} of {len(buffer)} bytes of voxels"
+            raise EOFError(msg)
+        filled += count
+    # The end of a gzip stream holds its checksum, which is only compared when it is read past.
+    while stream.read(_BLOCK_BYTES):
+        pass
+    return values
+
+
+def _save(path: Path, image: nib.Nifti1Image, note: str | None, *, overwrite: bool) -> None:
+    """Write an image atomically, with `note` as an extension of its header."""
+    if not path.name.lower().endswith(SUFFIXES):
+        msg = f"{path} cannot be written as NIfTI: name it .nii.gz or .nii"
+        raise KitsattnError(msg)
+    if note is not None:
+        image.header["descrip"] = f"kitsattn {__version__}, see the comment in the header's extension".encode()
+        image.header.extensions.append(Nifti1Extension("comment", note.encode()))
+    with atomic_path(path, overwrite=overwrite) as temporary:
+        image.to_filename(temporary)

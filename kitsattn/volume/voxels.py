@@ -1,0 +1,83 @@
+"""What voxel values may be: a scan is int16 or float32, a label map uint8, and nothing is lost on the way."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kitsattn.errors import KitsattnError
+
+_INT16 = np.iinfo(np.int16)
+
+
+def scan_values(stored: NDArray[Any], slope: float, intercept: float, path: Path) -> NDArray[Any]:
+    """Return stored values as HU: int16 where that loses nothing, else float32.
+
+    Args:
+        stored: Numbers as they lie in the file, any integer or floating dtype, any shape.
+        slope: What stored values are multiplied with.
+        intercept: What is added then.
+        path: The file that is named in errors.
+
+    Raises:
+        KitsattnError: If a voxel is NaN or infinite.
+    """
+    whole = stored.dtype.kind in "iub" and float(slope).is_integer() and float(intercept).is_integer()
+    if whole:
+        ends = [int(value) * int(slope) + int(intercept) for value in (stored.min(), stored.max())]
+        if min(ends) >= _INT16.min and max(ends) <= _INT16.max:
+            if slope == 1 and intercept == 0:
+                return stored.astype(np.int16, copy=False)
+            return (stored.astype(np.int64) * int(slope) + int(intercept)).astype(np.int16)
+    _refuse_non_finite(stored, path)
+    values = stored.astype(np.float32, copy=False)
+    if slope == 1 and intercept == 0:
+        return values
+    return values * np.float32(slope) + np.float32(intercept)
+
+
+def label_values(stored: NDArray[Any], slope: float, intercept: float, path: Path) -> NDArray[np.uint8]:
+    """Return stored values as labels.
+
+    Args:
+        stored: Numbers as they lie in the file, any integer or floating dtype, any shape.
+        slope: What stored values are multiplied with.
+        intercept: What is added then.
+        path: The file that is named in errors.
+
+    Raises:
+        KitsattnError: If a value is not a whole number from 0 to 255.
+    """
+    _refuse_non_finite(stored, path)
+    values = stored if slope == 1 and intercept == 0 else stored * float(slope) + float(intercept)
+    low, high = values.min(), values.max()
+    if low < 0 or high > np.iinfo(np.uint8).max:
+        msg = f"{path} holds values from {low:g} to {high:g}: a label map holds whole numbers from 0 to 255"
+        raise KitsattnError(msg)
+    labels: NDArray[np.uint8] = values.astype(np.uint8, copy=False)
+    if values.dtype.kind == "f" and not np.array_equal(labels, values):
+        example = values[labels != values].flat[0]
+        msg = f"{path} holds the value {example:g}: a label map holds whole numbers from 0 to 255"
+        raise KitsattnError(msg)
+    return labels
+
+
+def refuse_non_numbers(dtype: np.dtype[Any], path: Path) -> None:
+    """Refuse colours and complex numbers.
+
+    Raises:
+        KitsattnError: If a voxel of this dtype is not one real number.
+    """
+    if dtype.kind not in "iufb":
+        kind = "complex numbers" if dtype.kind == "c" else "several values a voxel, such as colours"
+        msg = f"{path} holds {kind}: a CT scan or label map holds one real number a voxel"
+        raise KitsattnError(msg)
+
+
+def _refuse_non_finite(stored: NDArray[Any], path: Path) -> None:
+    # min and max carry NaN and infinities along, without a mask as large as the scan.
+    if stored.dtype.kind == "f" and not (np.isfinite(stored.min()) and np.isfinite(stored.max())):
+        count = int(stored.size - np.count_nonzero(np.isfinite(stored)))
+        msg = f"{path} has {count} voxels that are NaN or infinite: replace them (air is -1000 HU) and try again"
+        raise KitsattnError(msg)

@@ -1,0 +1,137 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kitsattn.errors import KitsattnError
+from kitsattn.preprocess.intensity import check_hu, clip_hu, normalise
+from kitsattn.volume.nifti import read_scan
+from kitsattn.volume.volume import FileGrid, Volume
+
+Abdomen = tuple[Volume, Volume]
+NOT_HU = "does not seem to be a CT scan in Hounsfield units"
+
+
+def changed(abdomen: Abdomen, array: np.ndarray) -> Volume:
+    """Return the abdomen's scan with other values, as if read from a file."""
+    return replace(abdomen[0], array=array, source=FileGrid(Path("scan.nii.gz"), (0, 1, 2), (False,) * 3, None))
+
+
+def test_scan_in_hu_passes_as_it_is(abdomen: Abdomen) -> None:
+    """A CT in HU is returned itself, without a note."""
+    assert check_hu(abdomen[0]) is abdomen[0]
+
+
+@pytest.mark.parametrize("padding", [-1024, -2000, -2048, -3024, -32768])
+def test_padding_outside_the_field_of_view_is_normal(abdomen: Abdomen, padding: int) -> None:
+    """Scanners fill the corners with values far below air."""
+    scan = changed(abdomen, np.where(abdomen[0].array < -900, padding, abdomen[0].array).astype(np.int16))
+
+    assert check_hu(scan) is scan
+
+
+@pytest.mark.parametrize("offset", [0, 1024])
+def test_padding_does_not_count_as_evidence(abdomen: Abdomen, offset: int) -> None:
+    """A small scan in a large field of padding is judged by what was measured."""
+    wide = np.pad(abdomen[0].array + np.int16(offset), ((0, 0), (120, 120), (160, 160)), constant_values=-2000)
+
+    checked = check_hu(Volume(wide, replace(abdomen[0].geometry, shape=wide.shape)))
+
+    assert np.array_equal(checked.array[:, 120:180, 160:240], np.maximum(abdomen[0].array, -1024 if offset else -2000))
+
+
+def test_cropped_and_windowed_scans_pass(abdomen: Abdomen) -> None:
+    """Without any air, and clipped to a soft-tissue window, a CT still has its fat."""
+    inside = abdomen[0].array[:, 15:40, 20:60]
+
+    assert check_hu(Volume(inside, replace(abdomen[0].geometry, shape=inside.shape))).notes == ()
+    assert check_hu(changed(abdomen, np.clip(abdomen[0].array, -160, 240))).notes == ()
+    assert check_hu(changed(abdomen, abdomen[0].array.astype(np.float32))).notes == ()
+
+
+@pytest.mark.parametrize("padding", [None, 0, -2000])
+def test_offset_of_1024_is_mended_and_noted(abdomen: Abdomen, padding: int | None) -> None:
+    """Unsigned CT, with or without padding, comes back in HU with a note; padding becomes air."""
+    hu = abdomen[0].array
+    stored = hu + np.int16(1024)
+    expected = hu.copy()
+    if padding is not None:
+        stored[:, :4] = padding
+        expected[:, :4] = -1024
+
+    mended = check_hu(changed(abdomen, stored))
+
+    assert mended.notes == ("The values had an offset of 1024; it was subtracted to get HU.",)
+    assert mended.array.dtype == np.int16
+    assert np.array_equal(mended.array, np.maximum(expected, -1024))
+    assert check_hu(mended) is mended
+
+
+def test_offset_that_is_not_certain_is_refused(abdomen: Abdomen) -> None:
+    """An offset of 1000, or one of 1024 without any air to show it, or of real numbers, is not guessed at."""
+    hu = abdomen[0].array
+    inside = hu[:, 15:40, 20:60] + np.int16(1024)
+    for scan in (
+        changed(abdomen, np.maximum(hu + np.int16(1000), 0)),
+        Volume(inside, replace(abdomen[0].geometry, shape=inside.shape)),
+        changed(abdomen, (hu + 1024.0).astype(np.float32)),
+    ):
+        with pytest.raises(KitsattnError, match=f"{NOT_HU} \\(soft tissue seems to lie around 1024"):
+            check_hu(scan)
+
+
+def test_wide_spread_around_1024_is_no_offset(abdomen: Abdomen) -> None:
+    """Tissue from 300 to 1700 beside dark air is MR, though part of it lies where offset CT would."""
+    hu = abdomen[0].array
+    spread = np.random.default_rng(3).integers(300, 1700, hu.shape)
+    mr = np.where(hu < -500, hu + 1024, spread).astype(np.int16)
+
+    with pytest.raises(KitsattnError, match="this is not certain"):
+        check_hu(changed(abdomen, mr))
+
+
+def test_grey_values_are_refused(abdomen: Abdomen) -> None:
+    """A scan mapped into 0..255 is named as that."""
+    grey = np.clip((abdomen[0].array + 200) // 2, 0, 255).astype(np.int16)
+
+    with pytest.raises(
+        KitsattnError, match=rf"scan\.nii\.gz {NOT_HU} \(the values run from 0 to 217, as grey values do"
+    ):
+        check_hu(changed(abdomen, grey))
+
+
+@pytest.mark.parametrize("kind", ["mr", "z-score", "twice subtracted", "only air", "only padding"])
+def test_other_values_are_refused(abdomen: Abdomen, kind: str) -> None:
+    """MR, normalised values, an offset that was subtracted twice, and emptiness are no CT."""
+    hu = abdomen[0].array.astype(np.float32)
+    values = {
+        "mr": np.maximum(hu + 1000, 0) ** 0.9 * (1 + np.arange(80) / 40),
+        "z-score": (hu - hu.mean()) / hu.std(),
+        "twice subtracted": hu - 1024,
+        "only air": np.full_like(hu, -1000),
+        "only padding": np.full_like(hu, -2000),
+    }[kind]
+
+    with pytest.raises(KitsattnError, match=NOT_HU):
+        check_hu(changed(abdomen, values.astype(np.float32 if kind == "z-score" else np.int16)))
+
+
+def test_clip_and_normalise_by_hand() -> None:
+    """-1000 HU clips to -300; minus a mean of 100, over a deviation of 80, that is -5."""
+    hu = clip_hu(np.array([-1000, 180, 900], np.int16), (-300.0, 300.0))
+
+    assert hu.tolist() == [-300, 180, 300]
+    assert normalise(hu, 100.0, 80.0).tolist() == [-5, 1, 2.5]
+
+
+@pytest.mark.parametrize("rows", [slice(None), slice(25, 70)])
+def test_real_scan_passes_and_its_offset_is_mended(test_data: Path, rows: slice) -> None:
+    """A real CT is in HU, whole or cropped; with 1024 added the whole one is mended exactly."""
+    scan = read_scan(test_data / "totalsegmentator-example-ct.nii.gz")
+    array = scan.array[:, rows]
+    part = Volume(array, replace(scan.geometry, shape=array.shape))
+
+    assert check_hu(part) is part
+    mended = check_hu(part.with_array(part.array + np.int16(1024)))
+    assert np.array_equal(mended.array, np.maximum(part.array, -1024))

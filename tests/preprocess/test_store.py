@@ -1,0 +1,214 @@
+import json
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from joblib import Parallel, delayed
+
+from kitsattn.errors import KitsattnError
+from kitsattn.labels import KITS19_LABELS
+from kitsattn.preprocess.case import prepare_labels, prepare_scan
+from kitsattn.preprocess.plan import Plan
+from kitsattn.preprocess.store import (
+    CaseSource,
+    PreparedDataset,
+    StoredCase,
+    foreground_locations,
+    is_finished,
+    open_case,
+    open_dataset,
+    save_case,
+    save_dataset,
+)
+from kitsattn.volume.volume import Volume
+
+PLAN = Plan(spacing_mm=(3.0, 5.0), mean_hu=100.0, std_hu=80.0, patch_size=(64, 64))
+SOURCE = CaseSource("case_00003", Path("/raw/imaging.nii.gz"), Path("/raw/segmentation.nii.gz"), "aa", "bb")
+Abdomen = tuple[Volume, Volume]
+
+
+@pytest.fixture
+def stored(tmp_path: Path, abdomen: Abdomen) -> StoredCase:
+    """The small abdomen, prepared and stored in `tmp_path`."""
+    return save_case(tmp_path, SOURCE, prepare_scan(abdomen[0], PLAN), abdomen[1].array)
+
+
+def test_slices_are_read_in_any_order_and_repeated(stored: StoredCase, abdomen: Abdomen) -> None:
+    """Slab indices, with replicated edges, give the prepared slices to half a HU."""
+    expected = prepare_scan(abdomen[0], PLAN).slices(0, 12)
+
+    found = stored.read_slices([11, 11, 0, 5, 5])
+
+    assert found.dtype == np.float32
+    assert np.abs(found - expected[[11, 11, 0, 5, 5]]).max() <= 0.5 / 80 + 1e-5
+    assert np.array_equal(stored.read_slices(np.array([4])), stored.read_slices([4]))
+
+
+def test_labels_and_sizes_are_read(stored: StoredCase, abdomen: Abdomen) -> None:
+    """Labels are those of the prepared grid; the spacing is the plan's in-plane and the scan's across."""
+    expected = prepare_labels(abdomen[1].array, stored.record.placement)
+
+    assert stored.case_id == "case_00003"
+    assert stored.shape == expected.shape == (12, 61, 52)
+    assert stored.spacing_mm == (5.0, 3.0, 5.0)
+    assert np.array_equal([stored.read_labels(index) for index in range(12)], expected)
+
+
+def test_locations_lie_in_their_class(stored: StoredCase) -> None:
+    """Each location is a voxel of its class on the prepared grid."""
+    assert set(stored.locations) == {1, 2}
+    for value, places in stored.locations.items():
+        assert places.shape[1] == 3
+        assert {int(stored.read_labels(z)[y, x]) for z, y, x in places} == {value}
+
+
+def test_case_without_foreground_has_no_locations(tmp_path: Path, abdomen: Abdomen) -> None:
+    """A healthy case is a case."""
+    case = save_case(tmp_path, SOURCE, prepare_scan(abdomen[0], PLAN), np.zeros_like(abdomen[1].array))
+
+    assert case.locations == {}
+
+
+def test_locations_are_at_most_10000_or_one_percent() -> None:
+    """2,000,000 voxels give 20,000 places, 15,000 give 10,000 and 7 give 7, without repetition, the same each time."""
+    labels = np.zeros((3, 1000, 1000), np.uint8)
+    labels[:2] = 1
+    labels[2].flat[:15000] = 2
+    labels[2].flat[20000:20007] = 3
+
+    rows = foreground_locations(labels)
+
+    assert np.bincount(rows[:, 0]).tolist() == [0, 20000, 10000, 7]
+    assert len(np.unique(rows, axis=0)) == len(rows)
+    assert (labels[tuple(rows[:, 1:].T)] == rows[:, 0]).all()
+    assert np.array_equal(rows, foreground_locations(labels))
+
+
+def test_stored_case_can_be_sent_to_another_process(stored: StoredCase) -> None:
+    """Worker processes read the same, also after this one has."""
+    assert stored.locations
+
+    found = Parallel(n_jobs=2)(delayed(stored.read_slices)([index]) for index in (3, 4))
+
+    assert np.array_equal(np.concatenate(found), stored.read_slices([3, 4]))
+
+
+def test_only_the_json_makes_a_case_finished(tmp_path: Path, stored: StoredCase) -> None:
+    """A case counts as finished with its own files and plan only, and not without its JSON."""
+    assert is_finished(tmp_path, SOURCE, PLAN)
+    assert is_finished(tmp_path, SOURCE, replace(PLAN, patch_size=(32, 32)))
+    assert not is_finished(tmp_path, SOURCE, replace(PLAN, mean_hu=99.0))
+    assert not is_finished(tmp_path, replace(SOURCE, image_sha256="cc"), PLAN)
+    (tmp_path / "cases" / "case_00003.json").unlink()
+    assert not is_finished(tmp_path, SOURCE, PLAN)
+    with pytest.raises(KitsattnError, match=r"no finished case case_00003: run `kitsattn preprocess` again"):
+        open_case(tmp_path, "case_00003")
+
+
+def test_case_that_is_written_anew_is_unfinished_until_it_is_whole(
+    tmp_path: Path, stored: StoredCase, abdomen: Abdomen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If writing over a finished case stops half way, the case no longer counts as finished."""
+
+    def stop(path: Path, array: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kitsattn.preprocess.store._write", stop)
+
+    with pytest.raises(KeyboardInterrupt):
+        save_case(tmp_path, SOURCE, prepare_scan(abdomen[0], PLAN), abdomen[1].array)
+    assert not is_finished(tmp_path, SOURCE, PLAN)
+
+
+def test_damaged_file_is_named(tmp_path: Path, stored: StoredCase) -> None:
+    """A truncated image says which file it is and how to make it again."""
+    file = tmp_path / "cases" / "case_00003.b2nd"
+    file.write_bytes(file.read_bytes()[:1000])
+
+    with pytest.raises(KitsattnError, match=r"case_00003\.b2nd is missing or damaged: .*--restart"):
+        stored.read_slices([0])
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> PreparedDataset:
+    """A data set of one case in `tmp_path`, not saved yet."""
+    return PreparedDataset(
+        folder=tmp_path,
+        name="phantoms",
+        synthetic=True,
+        licence="CC0",
+        citation="nobody",
+        labels=KITS19_LABELS,
+        plan=PLAN,
+        sources={"case_00003": SOURCE},
+    )
+
+
+def test_dataset_survives_its_file(tmp_path: Path, dataset: PreparedDataset) -> None:
+    """A data set that is saved and opened is the same data set."""
+    save_dataset(dataset)
+
+    assert open_dataset(tmp_path) == dataset
+    assert open_dataset(tmp_path).cases == ("case_00003",)
+
+
+def test_unfinished_dataset_is_refused(tmp_path: Path) -> None:
+    """A folder without dataset.json says which command makes it."""
+    with pytest.raises(KitsattnError, match=r"holds no finished data set .*make it with `kitsattn preprocess`"):
+        open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("content", [{"format": "kitsattn-dataset/9"}, []])
+def test_other_formats_are_refused(tmp_path: Path, content: object) -> None:
+    """A data set of another version is not guessed at."""
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+
+    with pytest.raises(KitsattnError, match="is not in the format kitsattn-dataset/1"):
+        open_dataset(tmp_path)
+
+
+def test_case_of_another_format_is_refused(tmp_path: Path, stored: StoredCase) -> None:
+    """A case of another version is not guessed at either, and is prepared again."""
+    file = tmp_path / "cases" / "case_00003.json"
+    file.write_text(file.read_text().replace("kitsattn-case/1", "kitsattn-case/9"))
+
+    with pytest.raises(KitsattnError, match="'kitsattn-case/9' is not 'kitsattn-case/1'"):
+        open_case(tmp_path, "case_00003")
+    assert not is_finished(tmp_path, SOURCE, PLAN)
+
+
+def test_case_of_another_plan_is_refused(dataset: PreparedDataset, stored: StoredCase) -> None:
+    """Cases of different plans never get into one training."""
+    assert dataset.open_case("case_00003") == stored
+
+    with pytest.raises(KitsattnError, match="case_00003 was prepared with another plan"):
+        replace(dataset, plan=replace(PLAN, mean_hu=99.0)).open_case("case_00003")
+
+
+def test_full_disk_is_one_line_and_leaves_no_file(tmp_path: Path) -> None:
+    """When no more can be written the file is named, and neither it nor a temporary one is left."""
+    resource = pytest.importorskip("resource", reason="limits the size of files as POSIX systems can")
+    script = (
+        "import sys, numpy as np, blosc2; from pathlib import Path; from kitsattn.preprocess import store;"
+        "noise = np.random.default_rng(1).integers(0, 30000, (8, 100, 100)).astype(np.int16);"
+        "store._write(Path(sys.argv[1]), blosc2.asarray(noise, **store._PACKING))"
+    )
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+
+    found = subprocess.run(
+        [sys.executable, "-B", "-c", script, str(tmp_path / "image.b2nd")],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=limit,
+    )
+
+    assert f"no space left to write {tmp_path / 'image.b2nd'}: free some disk space" in found.stderr
+    assert list(tmp_path.iterdir()) == []
