@@ -109,4 +109,5 @@ def _fsync(path: Path) -> None:
 def _unwritable(path: Path, error: OSError) -> KitsattnError:
     if error.errno in _NO_SPACE:
         return KitsattnError(f"no space left to write {path}: free some disk space and run the command again")
-    return KitsattnError(f"{path} cannot be written: {error.strerror or error}")
+    reason = error.strerror or error
+    return KitsattnError(f"{path} cannot be written: {reason}; name another place, or see that you may write there")

@@ -1,10 +1,21 @@
 """Work over many cases: joblib runs it, a callback reports it."""
 
-from collections.abc import Callable, Iterable, Sequence
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+def available_cores() -> int:
+    """Return the number of cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class Progress(Protocol):
@@ -42,8 +53,28 @@ def run_cases(
 
     progress(label, 0, len(cases))
     results: list[Result] = []
-    stream: Iterable[Result] = Parallel(n_jobs=workers, return_as="generator")(delayed(work)(case) for case in cases)
+    with deaf_children():
+        stream: Iterable[Result] = Parallel(n_jobs=workers, return_as="generator")(
+            delayed(work)(case) for case in cases
+        )
     for result in stream:
         results.append(result)
         progress(label, len(results), len(cases))
     return results
+
+
+@contextmanager
+def deaf_children() -> Iterator[None]:
+    """Let the processes that are started meanwhile ignore Ctrl-C.
+
+    A terminal sends it to all of them at once. This process alone answers and ends the others; theirs would be
+    tracebacks in between. Here a Ctrl-C is lost meanwhile: start processes, and nothing that lasts.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set what a signal does
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

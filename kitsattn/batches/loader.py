@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from kitsattn.batches.augment import build_augmentation, seeded, source_size
 from kitsattn.batches.sampler import Patch, draw_patch, is_foreground_sample
 from kitsattn.batches.slabs import slab_indices, slice_step
+from kitsattn.jobs import deaf_children
 from kitsattn.preprocess.store import StoredCase
 
 BatchKey = tuple[int, int, int]
@@ -143,7 +144,9 @@ def load_batches(
         pin_memory=pin_memory,
         multiprocessing_context="forkserver" if workers else None,
     )
-    yield from loader
+    with deaf_children():
+        batches = iter(loader)
+    yield from batches
 
 
 def _window(start: int, size: int, length: int) -> tuple[slice, slice]:

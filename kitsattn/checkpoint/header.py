@@ -138,7 +138,7 @@ def _read_safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
         msg = f"{path} does not exist: name a checkpoint, or train one with `kitsattn train --fold 0`"
         raise KitsattnError(msg) from error
     except OSError as error:
-        msg = f"{path} cannot be read: {error.strerror or error}"
+        msg = f"{path} cannot be read ({error.strerror or error}): name a .safetensors file that you may read"
         raise KitsattnError(msg) from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise _not_a_checkpoint(path) from error

@@ -15,6 +15,8 @@ LABELS_NAME = "segmentation.nii.gz"
 
 _CASE_FOLDER = re.compile(r"case_(\d+)")
 _NAMED_AT_MOST = 3
+_INNER_FOLDERS = ("data", "dataset")
+"""Where the challenges' repositories keep their cases: kits19/data, kits23/dataset."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class Description:
     """What `kitsattn-dataset.json` in a data set's folder says about it; every key may be left out.
 
     Attributes:
-        name: What the data set is called, also as a folder; None takes the folder's own name.
+        name: What the data set is called, also as a folder; None takes the folder's own name, of `kits19/data` the
+            outer one.
         synthetic: Whether the scans were painted rather than measured.
         labels: Class name to label value; values run from 0, the background, without a gap.
         licence: Under which the data may be used.
@@ -98,8 +101,11 @@ def find_dataset(folder: Path) -> Dataset:
         raise KitsattnError(msg)
     description_file = folder / DESCRIPTION_NAME
     description = read_settings(Description, description_file) if description_file.is_file() else Description()
+    named = folder.resolve()
+    if named.name in _INNER_FOLDERS:
+        named = named.parent
     return Dataset(
-        name=description.name or folder.resolve().name,
+        name=description.name or named.name,
         folder=folder,
         cases=_find_cases(folder),
         labels=description.labels,

@@ -16,6 +16,7 @@ from kitsattn.preprocess.resample import resampled_shape
 PAPER_WINDOW_HU = (-300.0, 300.0)
 
 _PATCH_MULTIPLE = 32
+_PATCH_AT_LEAST = 32
 _PATCH_AT_MOST = 512
 
 
@@ -48,8 +49,8 @@ class Plan:
         if not (math.isfinite(self.mean_hu) and math.isfinite(self.std_hu) and self.std_hu > 0):
             msg = f"mean_hu must be finite and std_hu above 0, got {self.mean_hu} and {self.std_hu}"
             raise ValueError(msg)
-        if not all(size > 0 and size % _PATCH_MULTIPLE == 0 for size in self.patch_size):
-            msg = f"patch_size must be multiples of {_PATCH_MULTIPLE}, got {self.patch_size}"
+        if min(self.patch_size) < _PATCH_AT_LEAST:
+            msg = f"patch_size must be {_PATCH_AT_LEAST} or more, got {self.patch_size}"
             raise ValueError(msg)
 
     @property

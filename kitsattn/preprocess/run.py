@@ -88,6 +88,8 @@ def preprocess_dataset(
     if todo:
         (folder / DATASET_FILE).unlink(missing_ok=True)
     _log.info("%d cases to prepare, %d finished already", len(todo), len(sources) - len(todo))
+    for remains in (folder / CASES_FOLDER).glob(".*.part.*"):
+        remains.unlink(missing_ok=True)  # a worker that was ended while it wrote could not tidy up
     prepare = partial(_prepare, folder=folder, labels=dataset.labels, plan=plan)
     remarks = run_cases(prepare, todo, workers=workers, label="cases", progress=progress)
     for remark in chain.from_iterable(remarks):

@@ -90,6 +90,15 @@ def test_missing_folder_is_refused(tmp_path: Path) -> None:
         find_dataset(tmp_path / "nothing")
 
 
+@pytest.mark.parametrize("inner", ["data", "dataset"])
+def test_a_challenge_repository_gives_its_own_name(tmp_path: Path, inner: str) -> None:
+    """Cases in kits19/data are kits19, not data."""
+    case = tmp_path / "kits19" / inner / "case_00000"
+    case.mkdir(parents=True)
+    (case / "imaging.nii.gz").touch()
+    assert find_dataset(tmp_path / "kits19" / inner).name == "kits19"
+
+
 def test_cases_without_images_are_named(tmp_path: Path) -> None:
     """A clone of the KiTS repository before the images were downloaded is refused, with the first cases named."""
     make_case(tmp_path, "case_00000")

@@ -100,7 +100,7 @@ def test_users_plan_is_read_with_the_spacing_that_is_given(tmp_path: Path) -> No
         ({"spacing_mm": 0.8}, "spacing_mm must be a list"),
         ({"clip_hu": [300, -300]}, "clip_hu must be a lower and a higher value"),
         ({"std_hu": 0}, "std_hu above 0"),
-        ({"patch_size": [100, 128]}, "patch_size must be multiples of 32"),
+        ({"patch_size": [16, 128]}, "patch_size must be 32 or more"),
         ({"patch": [128, 128]}, "unknown key 'patch'"),
     ],
 )

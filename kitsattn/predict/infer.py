@@ -1,0 +1,136 @@
+"""Networks at work: an ensemble of checkpoints that turns prepared slices into mean probabilities."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn.functional import pad
+
+from kitsattn.batches.slabs import slab_indices, slice_step
+from kitsattn.checkpoint.file import load_checkpoint, load_model
+from kitsattn.checkpoint.header import Header
+from kitsattn.config import from_json
+from kitsattn.errors import KitsattnError
+from kitsattn.kernels.precision import Precision, mixed_precision, to_device
+from kitsattn.models import model_entry
+from kitsattn.predict.windows import cover, importance
+from kitsattn.preprocess.plan import Plan
+
+
+@dataclass(frozen=True)
+class Member:
+    """One network of an ensemble: the network, the slices it looks at, and how far apart they lie."""
+
+    model: nn.Module
+    slices: int
+    slab_step_mm: float | None
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Networks whose probabilities are averaged; all were trained with the same plan and labels.
+
+    Attributes:
+        paths: The checkpoints.
+        headers: What they say of themselves.
+        members: The networks.
+        plan: Their preprocessing plan.
+        device: Where they run.
+        precision: In which number format.
+    """
+
+    paths: tuple[Path, ...]
+    headers: tuple[Header, ...]
+    members: tuple[Member, ...]
+    plan: Plan
+    device: torch.device
+    precision: Precision
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether any of the networks was trained on phantoms."""
+        return any(header.provenance.synthetic for header in self.headers)
+
+    @property
+    def classes(self) -> int:
+        """Number of classes, background included."""
+        return len(self.headers[0].labels)
+
+
+def load_ensemble(paths: Sequence[Path], device: torch.device, precision: Precision) -> Ensemble:
+    """Load checkpoints onto a device.
+
+    Raises:
+        KitsattnError: If a file is no checkpoint, or two of them were trained with different plans or labels.
+    """
+    checkpoints = [load_checkpoint(path) for path in paths]
+    first = checkpoints[0].header
+    members = []
+    for path, checkpoint in zip(paths, checkpoints, strict=True):
+        header = checkpoint.header
+        if header.plan != first.plan or header.labels != first.labels:
+            msg = f"{paths[0]} and {path} have different preprocessing plans or labels: name models of one run"
+            raise KitsattnError(msg)
+        config = model_entry(header.model).read_config(header.config, f"{path}: model settings")
+        model = to_device(load_model(checkpoint, str(path)), device)
+        members.append(Member(model, config.slices, config.slab_step_mm))
+    plan = from_json(Plan, first.plan, f"{paths[0]}: plan")
+    headers = tuple(checkpoint.header for checkpoint in checkpoints)
+    return Ensemble(tuple(paths), headers, tuple(members), plan, device, precision)
+
+
+def reach(ensemble: Ensemble, slice_spacing_mm: float) -> int:
+    """Return how many slices beyond its centre the widest slab of the ensemble looks."""
+    return max((member.slices // 2) * slice_step(member.slab_step_mm, slice_spacing_mm) for member in ensemble.members)
+
+
+@torch.inference_mode()
+def predict_block(
+    ensemble: Ensemble,
+    slices: NDArray[np.float32],
+    centres: range,
+    *,
+    slice_spacing_mm: float,
+    batch_size: int,
+) -> NDArray[np.float32]:
+    """Predict the centre slices of a block.
+
+    Args:
+        ensemble: The networks.
+        slices: Prepared slices, (n, height, width): the centres and, as far as the scan has them, `reach` more on
+            either side.
+        centres: Which of them to predict.
+        slice_spacing_mm: Distance of the slices.
+        batch_size: Slabs in one forward pass.
+
+    Returns:
+        Mean probabilities over networks and windows, (classes, centres, height, width), float32.
+    """
+    height, width = slices.shape[1:]
+    size = ensemble.plan.patch_size
+    weights = torch.from_numpy(importance(size)).to(ensemble.device)
+    total = torch.zeros((len(centres), ensemble.classes, height, width), device=ensemble.device)
+    weight_sum = torch.zeros((height, width), device=ensemble.device)
+    data = torch.from_numpy(slices).to(ensemble.device)
+    for window in cover((height, width), size):
+        rows = slice(window.top, min(window.top + size[0], height))
+        columns = slice(window.left, min(window.left + size[1], width))
+        inside = weights[: rows.stop - rows.start, : columns.stop - columns.start]
+        missing = (0, size[1] - inside.shape[1], 0, size[0] - inside.shape[0])
+        cut = pad(data[:, rows, columns], missing, value=ensemble.plan.air)
+        for member in ensemble.members:
+            step = slice_step(member.slab_step_mm, slice_spacing_mm)
+            for start in range(0, len(centres), batch_size):
+                batch = centres[start : start + batch_size]
+                indices = np.stack([slab_indices(centre, len(slices), member.slices, step) for centre in batch])
+                slabs = cut[torch.from_numpy(indices).to(ensemble.device)]
+                with mixed_precision(ensemble.device, ensemble.precision):
+                    logits = member.model(slabs.contiguous(memory_format=torch.channels_last))
+                probabilities = torch.softmax(logits.float(), dim=1)[..., : inside.shape[0], : inside.shape[1]]
+                total[start : start + len(batch), :, rows, columns] += probabilities * inside
+        weight_sum[rows, columns] += inside * len(ensemble.members)
+    return (total / weight_sum).transpose(0, 1).cpu().numpy()

@@ -1,0 +1,127 @@
+"""Prediction of whole scans, block by block, and of files."""
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from kitsattn import __version__
+from kitsattn.files import refuse_existing
+from kitsattn.jobs import Progress, silent
+from kitsattn.notices import RESEARCH_NOTICE, SYNTHETIC_MODEL_NOTICE
+from kitsattn.predict.infer import Ensemble, predict_block, reach
+from kitsattn.preprocess.case import decide_labels, prepare_scan, restore_probabilities
+from kitsattn.preprocess.intensity import check_hu
+from kitsattn.volume.formats import read_scan, write_labels
+from kitsattn.volume.volume import Volume
+
+BLOCK = 32
+"""Slices whose probabilities are held at once; 512 x 512 and 3 classes take 100 MB."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was predicted for one file.
+
+    Attributes:
+        source: The scan.
+        target: The label map.
+        volumes_ml: Volume of each class by name, background left out.
+        notes: What a reader should know of how the scan was read.
+        synthetic: Whether the model was trained on phantoms.
+    """
+
+    source: Path
+    target: Path
+    volumes_ml: dict[str, float]
+    notes: tuple[str, ...]
+    synthetic: bool
+
+
+def predict_volume(
+    ensemble: Ensemble, scan: Volume, *, batch_size: int = 4, progress: Progress = silent, label: str = "predict"
+) -> Volume:
+    """Predict the label map of a scan.
+
+    Args:
+        ensemble: The networks.
+        scan: In HU.
+        batch_size: Slabs in one forward pass.
+        progress: Called after each block with the slices done.
+        label: What the progress is called.
+
+    Returns:
+        Labels on the scan's own grid, uint8.
+    """
+    prepared = prepare_scan(scan, ensemble.plan)
+    depth, spacing = scan.geometry.shape[0], scan.geometry.spacing_mm[0]
+    margin = reach(ensemble, spacing)
+    labels = np.zeros(scan.geometry.shape, np.uint8)
+    progress(label, 0, depth)
+    for start in range(0, depth, BLOCK):
+        stop = min(start + BLOCK, depth)
+        first, last = max(start - margin, 0), min(stop + margin, depth)
+        slices = prepared.slices(first, last)
+        centres = range(start - first, stop - first)
+        probabilities = predict_block(ensemble, slices, centres, slice_spacing_mm=spacing, batch_size=batch_size)
+        labels[start:stop] = decide_labels(restore_probabilities(probabilities, prepared.placement), prepared.placement)
+        progress(label, stop, depth)
+    return scan.with_array(labels)
+
+
+def predict_file(
+    ensemble: Ensemble,
+    source: Path,
+    target: Path,
+    *,
+    batch_size: int = 4,
+    overwrite: bool = False,
+    progress: Progress = silent,
+) -> Prediction:
+    """Predict one file.
+
+    Args:
+        ensemble: The networks.
+        source: A scan in HU, in any format that `volume.formats` reads.
+        target: Where the label map goes; its suffix is the format.
+        batch_size: Slabs in one forward pass.
+        overwrite: Whether an existing `target` may be replaced.
+        progress: Called with the slices done.
+
+    Returns:
+        What was predicted.
+
+    Raises:
+        KitsattnError: If the scan cannot be read, is not in HU, or the target cannot be written.
+    """
+    if not overwrite:
+        refuse_existing(target)
+    scan = check_hu(read_scan(source))
+    for note in scan.notes:
+        _log.warning("%s: %s", source, note)
+    labels = predict_volume(ensemble, scan, batch_size=batch_size, progress=progress, label=source.name)
+    write_labels(target, labels, note=provenance_note(ensemble), overwrite=overwrite)
+    counts = np.bincount(labels.array.ravel(), minlength=ensemble.classes)
+    names = {value: name for name, value in ensemble.headers[0].labels.items()}
+    volumes = {names[value]: float(counts[value]) * scan.geometry.voxel_ml for value in range(1, ensemble.classes)}
+    _log.info("%s -> %s: %s", source, target, ", ".join(f"{name} {ml:.1f} ml" for name, ml in volumes.items()))
+    return Prediction(source, target, volumes, labels.notes, ensemble.synthetic)
+
+
+def provenance_note(ensemble: Ensemble) -> str:
+    """Return what a label map's header says of its making, as JSON text."""
+    first = ensemble.headers[0]
+    note = {
+        "made_by": f"kitsattn {__version__}",
+        "use": RESEARCH_NOTICE,
+        "labels": dict(first.labels),
+        "model": first.model,
+        "checkpoints": [path.name for path in ensemble.paths],
+        "training_data": first.provenance.dataset,
+        "synthetic": ensemble.synthetic,
+    }
+    return json.dumps({**note, "warning": SYNTHETIC_MODEL_NOTICE} if ensemble.synthetic else note)

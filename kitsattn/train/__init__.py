@@ -1,0 +1,1 @@
+"""Training: folds, recipe, losses, schedule, and the loop that fits one fold."""

@@ -1,0 +1,38 @@
+"""Windows over a slice."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kitsattn.predict.windows import Window, cover, importance
+
+
+def test_a_slice_that_fits_gets_one_window() -> None:
+    """Smaller or equal: one forward pass."""
+    assert cover((64, 50), (64, 64)) == [Window(0, 0)]
+
+
+def test_a_larger_slice_is_covered_with_overlap_of_half_or_more() -> None:
+    """Worked by hand: 100 pixels with windows of 64 need starts 0, 18, 36."""
+    assert [window.left for window in cover((64, 100), (64, 64))] == [0, 18, 36]
+    assert len(cover((100, 100), (64, 64))) == 9
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 80), st.integers(1, 80))
+def test_every_pixel_is_covered_and_no_window_starts_outside(height: int, width: int, h: int, w: int) -> None:
+    """Any slice, any window."""
+    seen = np.zeros((height, width), bool)
+    for window in cover((height, width), (h, w)):
+        assert 0 <= window.top < height
+        assert 0 <= window.left < width
+        seen[window.top : window.top + h, window.left : window.left + w] = True
+    assert seen.all()
+
+
+def test_the_centre_weighs_most_and_nothing_weighs_nothing() -> None:
+    """Symmetric, positive, highest in the middle."""
+    weights = importance((33, 65))
+    assert weights.shape == (33, 65)
+    assert weights[16, 32] == weights.max()
+    assert weights.min() > 0
+    np.testing.assert_allclose(weights, weights[::-1, ::-1])

@@ -1,0 +1,191 @@
+"""Training of a fold."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from kitsattn.batches.loader import SlabBatch, SlabBatches
+from kitsattn.checkpoint.file import load_checkpoint
+from kitsattn.errors import KitsattnError
+from kitsattn.models.attention_deeplab import AttentionDeeplabConfig
+from kitsattn.preprocess.store import PreparedDataset
+from kitsattn.train.fold import FoldJob, evaluated_regions, train_fold
+from kitsattn.train.folds import make_splits
+from kitsattn.train.recipe import Recipe
+from kitsattn.train.run import cross_validated, train_run
+
+CONFIG = AttentionDeeplabConfig(
+    slices=3,
+    normalizer_channels=(4, 8),
+    encoder_block="basic",
+    encoder_depths=(1, 1, 1, 1),
+    encoder_width=8,
+    aspp_channels=16,
+    aspp_rates=(2,),
+    key_channels=4,
+    low_level_channels=8,
+    decoder_channels=16,
+)
+RECIPE = Recipe(
+    epochs=2,
+    batches_per_epoch=4,
+    validation_batches=2,
+    batch_size=4,
+    patch_size=(64, 64),
+    learning_rate=5e-3,
+    schedule="polynomial",
+)
+
+
+def _job(prepared: PreparedDataset, folder: Path, *, fold: int = 0, recipe: Recipe = RECIPE) -> FoldJob:
+    splits = make_splits(prepared.cases)
+    return FoldJob(
+        dataset=prepared,
+        split=splits[fold],
+        fold=fold,
+        folds=len(splits),
+        model="attention-deeplab-tiny",
+        config=CONFIG,
+        recipe_name="test",
+        recipe=recipe,
+        seed=1,
+        device=torch.device("cpu"),
+        precision="fp32",
+        workers=0,
+        folder=folder / f"fold_{fold}",
+    )
+
+
+def _journal(folder: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
+
+
+def test_a_fold_learns_and_leaves_checkpoints_and_a_journal(prepared: PreparedDataset, tmp_path: Path) -> None:
+    """The loss falls, every epoch has a line, `best` names its provenance and `last` can be resumed."""
+    job = _job(prepared, tmp_path, recipe=replace(RECIPE, epochs=4, batches_per_epoch=30))
+    best = train_fold(job)
+    lines = _journal(job.folder)
+    assert [line["epoch"] for line in lines] == [1, 2, 3, 4]
+    assert lines[-1]["training_loss"] < lines[0]["training_loss"] - 0.3  # type: ignore[operator]
+    assert lines[-1]["validation_dice"]["kidney_and_tumour"] > 0.5  # type: ignore[index]
+    header = load_checkpoint(best).header
+    assert header.training is None
+    assert header.provenance.synthetic is True
+    assert header.provenance.dataset == "painted"
+    assert header.plan["patch_size"] == [64, 64]
+    assert load_checkpoint(job.folder / "last.safetensors").header.training is not None
+
+
+def test_a_stopped_training_goes_on_as_if_it_had_not_been(prepared: PreparedDataset, tmp_path: Path) -> None:
+    """Two epochs and then two more give, bit for bit, the weights of four."""
+    recipe = replace(RECIPE, epochs=4)
+    straight, stopped = _job(prepared, tmp_path / "a", recipe=recipe), _job(prepared, tmp_path / "b", recipe=recipe)
+    train_fold(straight)
+
+    class StopError(Exception):
+        pass
+
+    def stop(label: str, done: int, total: int, /) -> None:
+        if done == 10:  # in the middle of the third epoch
+            raise StopError
+
+    with pytest.raises(StopError):
+        train_fold(stopped, progress=stop)
+    assert [line["epoch"] for line in _journal(stopped.folder)] == [1, 2]
+    train_fold(stopped)
+    one, other = (load_checkpoint(job.folder / "last.safetensors") for job in (straight, stopped))
+    assert all(torch.equal(one.model[name], other.model[name]) for name in one.model)
+    assert all(torch.equal(one.training[name], other.training[name]) for name in one.training)
+    assert one.header.training == other.header.training
+    kept = ("epoch", "training_loss", "validation_dice", "learning_rate")
+    journals = [[[line[key] for key in kept] for line in _journal(job.folder)] for job in (straight, stopped)]
+    assert journals[0] == journals[1]
+
+
+def test_a_finished_fold_is_not_trained_again_unless_told(prepared: PreparedDataset, tmp_path: Path) -> None:
+    """Resuming at the last epoch does nothing; --restart begins anew."""
+    job = _job(prepared, tmp_path)
+    best = train_fold(job)
+    before = best.stat().st_mtime_ns
+    train_fold(job)
+    assert best.stat().st_mtime_ns == before
+    train_fold(job, resume=False)
+    assert best.stat().st_mtime_ns > before
+    assert [line["epoch"] for line in _journal(job.folder)] == [1, 2]
+
+
+def test_another_training_is_not_resumed(prepared: PreparedDataset, tmp_path: Path) -> None:
+    """Another learning rate, seed or network is refused by name; more epochs are welcome."""
+    job = _job(prepared, tmp_path)
+    train_fold(job)
+    changes = {
+        "recipe": replace(job, recipe=replace(RECIPE, learning_rate=1e-3)),
+        "seed": replace(job, seed=2),
+        "model settings": replace(job, config=replace(CONFIG, decoder_channels=8)),
+    }
+    for name, changed in changes.items():
+        with pytest.raises(KitsattnError, match=f"another {name}: add --restart"):
+            train_fold(changed)
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_cases(
+    prepared: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error names the epoch and the cases, and the finished epoch stays on disk."""
+    job = _job(prepared, tmp_path)
+    draw = SlabBatches.__getitem__
+
+    def poison(self: SlabBatches, key: tuple[int, int, int]) -> SlabBatch:
+        batch = draw(self, key)
+        return replace(batch, images=batch.images * float("nan")) if key == (0, 1, 1) else batch
+
+    monkeypatch.setattr(SlabBatches, "__getitem__", poison)
+    with pytest.raises(KitsattnError, match=r"became nan in epoch 2 on cases case_0000\d.*lower the learning rate"):
+        train_fold(job)
+    assert load_checkpoint(job.folder / "last.safetensors").header.provenance.epoch == 1
+
+
+def test_published_encoder_weights_are_the_start(prepared: PreparedDataset, tmp_path: Path) -> None:
+    """Weights of a three-channel encoder are loaded by name before the first step."""
+    from kitsattn.blocks.resnet import ResNetEncoder
+    from kitsattn.checkpoint.weights import read_weights
+
+    torch.manual_seed(7)
+    published = ResNetEncoder(1, "basic", (1, 1, 1, 1), 8, 16).state_dict()
+    save_file(published, tmp_path / "encoder.safetensors")
+    job = replace(
+        _job(prepared, tmp_path, recipe=replace(RECIPE, epochs=1, batches_per_epoch=1, learning_rate=1e-9)),
+        encoder_weights=read_weights(tmp_path / "encoder.safetensors"),
+    )
+    trained = load_checkpoint(train_fold(job)).model
+    name = "layer3.0.conv2.weight"
+    torch.testing.assert_close(trained[f"encoder.{name}"], published[name], atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        trained["encoder.conv1.weight"], published["conv1.weight"].repeat(1, 3, 1, 1) / 3, atol=1e-6, rtol=0
+    )
+
+
+def test_a_run_ends_with_the_scores_of_its_held_out_cases(prepared: PreparedDataset, tmp_path: Path) -> None:
+    """Each fold predicts and scores its own cases as whole volumes; together they are the cross-validated cohort."""
+    jobs = [_job(prepared, tmp_path, fold=fold) for fold in (0, 1)]
+    results = train_run(jobs)
+    for job, result in zip(jobs, results, strict=True):
+        assert [case.case for case in result.scores.cases] == list(job.split.held_out)
+        summary = json.loads((job.folder / "validation" / "summary.json").read_text())
+        assert summary["mean"] == result.scores.to_json()["mean"]
+        assert "SYNTHETIC" in result.report.read_text() or "synthetic" in result.report.read_text()
+        for case in job.split.held_out:
+            assert (job.folder / "validation" / f"{case}.nii.gz").is_file()
+            assert (job.folder / "validation" / f"{case}.png").is_file()
+    total = cross_validated(results)
+    assert len(total.cases) == sum(len(job.split.held_out) for job in jobs)
+
+
+def test_cysts_count_as_kidney_while_training() -> None:
+    """KiTS23's cyst belongs to the kidney region, KiTS19 has none."""
+    assert evaluated_regions({"background": 0, "kidney": 1, "tumour": 2})[0].labels == (1, 2)
+    assert evaluated_regions({"background": 0, "kidney": 1, "tumour": 2, "cyst": 3})[0].labels == (1, 2, 3)
