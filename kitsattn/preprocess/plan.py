@@ -89,9 +89,10 @@ def plan_dataset(fingerprints: Sequence[Fingerprint], *, spacing_mm: tuple[float
         msg = f"all labelled voxels have the value {mean:g} HU: check that images and label maps belong together"
         raise KitsattnError(msg)
     if spacing_mm is None:
+        # NIfTI keeps spacing in fp32: without rounding, 2.2 mm would read 2.200000047683716 in the plan.
         spacing_mm = (
-            median(fingerprint.spacing_mm[1] for fingerprint in fingerprints),
-            median(fingerprint.spacing_mm[2] for fingerprint in fingerprints),
+            round(median(fingerprint.spacing_mm[1] for fingerprint in fingerprints), 6),
+            round(median(fingerprint.spacing_mm[2] for fingerprint in fingerprints), 6),
         )
     bodies = []
     for fingerprint in fingerprints:

@@ -127,7 +127,7 @@ def train_fold(job: FoldJob, *, resume: bool = True, progress: Progress = silent
     if job.device.type == "cpu":
         # The batch processes have their cores: threads that wait for each other on a core that is taken
         # slow a step of small tensors down up to tenfold.
-        torch.set_num_threads(max(1, available_cores() - job.workers))
+        torch.set_num_threads(max(1, min(threads, available_cores() - job.workers)))
     try:
         return _train_fold(job, resume=resume, progress=progress)
     finally:

@@ -62,10 +62,10 @@ RECIPES: Mapping[str, Recipe] = {
     "paper": Recipe(),
     "demo": Recipe(
         epochs=6,
-        batches_per_epoch=150,
+        batches_per_epoch=160,
         validation_batches=10,
         batch_size=12,
-        patch_size=(96, 96),
+        patch_size=(80, 80),
         learning_rate=2e-3,
         schedule="polynomial",
     ),

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from kitsattn.datasets.phantom_kidneys import kidney_axes, mass_centre
-from kitsattn.datasets.phantom_outline import Outline, direction_bins
-from kitsattn.datasets.phantom_patient import Kidney, Patient, Purpose, stream
+from kitsattn.datasets.phantom.kidneys import kidney_axes, mass_centre
+from kitsattn.datasets.phantom.outline import Outline, direction_bins
+from kitsattn.datasets.phantom.patient import Kidney, Patient, Purpose, stream
 from kitsattn.errors import KitsattnError
 from kitsattn.labels import BACKGROUND, KIDNEY
 from kitsattn.volume.geometry import Triple

@@ -11,12 +11,12 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from kitsattn.datasets.phantom_anatomy import build_anatomy
-from kitsattn.datasets.phantom_grid import Floats, Grid, Texture
-from kitsattn.datasets.phantom_kidneys import KidneyShapes, label_kidney, paint_kidney, perirenal_fat
-from kitsattn.datasets.phantom_outline import Outline, direction_bins
-from kitsattn.datasets.phantom_patient import Patient, Purpose, stream
-from kitsattn.datasets.phantom_shapes import Ellipsoid
+from kitsattn.datasets.phantom.anatomy import build_anatomy
+from kitsattn.datasets.phantom.grid import Floats, Grid, Texture
+from kitsattn.datasets.phantom.kidneys import KidneyShapes, label_kidney, paint_kidney, perirenal_fat
+from kitsattn.datasets.phantom.outline import Outline, direction_bins
+from kitsattn.datasets.phantom.patient import Patient, Purpose, stream
+from kitsattn.datasets.phantom.shapes import Ellipsoid
 
 _LOWEST_HU, _HIGHEST_HU = -1024, 3071
 _DIAPHRAGM_MM = 3.0

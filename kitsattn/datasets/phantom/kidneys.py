@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from kitsattn.datasets.phantom_grid import Floats, Grid
-from kitsattn.datasets.phantom_patient import Kidney, Mass, Patient
+from kitsattn.datasets.phantom.grid import Floats, Grid
+from kitsattn.datasets.phantom.patient import Kidney, Mass, Patient
 from kitsattn.labels import BACKGROUND, CYST, KIDNEY, TUMOUR
 from kitsattn.volume.geometry import Triple
 

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from kitsattn import __version__
 from kitsattn.config import to_json
 from kitsattn.datasets.kits import DESCRIPTION_NAME, IMAGE_NAME, LABELS_NAME, Description
-from kitsattn.datasets.phantom_fit import fit_to_field, fit_to_labels, height_of_kidneys
-from kitsattn.datasets.phantom_grid import Grid
-from kitsattn.datasets.phantom_kidneys import DrawnKidneys, LabelledKidneys
-from kitsattn.datasets.phantom_outline import Outline
-from kitsattn.datasets.phantom_patient import Patient, Phase, Purpose, draw_patient, draw_tumour, stream
-from kitsattn.datasets.phantom_slices import Scene
+from kitsattn.datasets.phantom.fit import fit_to_field, fit_to_labels, height_of_kidneys
+from kitsattn.datasets.phantom.grid import Grid
+from kitsattn.datasets.phantom.kidneys import DrawnKidneys, LabelledKidneys
+from kitsattn.datasets.phantom.outline import Outline
+from kitsattn.datasets.phantom.patient import Patient, Phase, Purpose, draw_patient, draw_tumour, stream
+from kitsattn.datasets.phantom.slices import Scene
 from kitsattn.errors import KitsattnError
 from kitsattn.files import write_json
 from kitsattn.jobs import Progress, run_cases, silent

@@ -1,0 +1,1 @@
+"""Synthetic abdominal CT: `paint` is what others call, `patient` the recipe, the rest paints its parts."""
