@@ -119,7 +119,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:  # noqa: ANN401 - any ty
 def _check_scalar(hint: Any, value: Any, where: str) -> Any:  # noqa: ANN401 - see above
     if typing.get_origin(hint) is Literal:
         choices = typing.get_args(hint)
-        if value not in choices:
+        if not any(value == choice and type(value) is type(choice) for choice in choices):
             msg = f"{where} must be one of {', '.join(map(repr, choices))}, got {value!r}"
             raise KitsattnError(msg)
         return value

@@ -46,7 +46,8 @@ def atomic_path(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
         temporary.chmod(mode)  # the user's usual permissions: safetensors makes its files private
         _fsync(temporary)
         temporary.replace(path)
-        _fsync(path.parent)
+        if os.name == "posix":  # elsewhere a folder cannot be opened
+            _fsync_folder(path.parent)
     except OSError as error:
         raise _unwritable(path, error) from error
     finally:
@@ -62,6 +63,19 @@ def refuse_existing(path: Path) -> None:
     """
     if path.exists():
         msg = f"{path} exists already: choose another name, or add --overwrite to replace it"
+        raise KitsattnError(msg)
+
+
+def check_target(target: Path, source: Path, *, overwrite: bool) -> None:
+    """Refuse an output that exists and may not be replaced, or that is its own input.
+
+    Raises:
+        KitsattnError: If `target` exists and `overwrite` is not set, or is the same file as `source`.
+    """
+    if not overwrite:
+        refuse_existing(target)
+    elif target.exists() and source.exists() and target.samefile(source):
+        msg = f"{target} is the input itself, which would be lost: name another output"
         raise KitsattnError(msg)
 
 
@@ -99,9 +113,15 @@ def sha256(path: Path) -> str:
 
 
 def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with suppress(OSError):  # some network file systems refuse it; the file itself is whole
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

@@ -1,10 +1,13 @@
 """Work over many cases: joblib runs it, a callback reports it."""
 
+import logging
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from logging.handlers import QueueHandler
+from queue import SimpleQueue
 from typing import Protocol, TypeVar
 
 Item = TypeVar("Item")
@@ -39,6 +42,8 @@ def run_cases(
 ) -> list[Result]:
     """Run `work` over `cases`, in this process or in `workers` local processes.
 
+    What the package logs at work is logged in this process once the case is finished: a process of its own has no log.
+
     Args:
         work: A function of one case; with more than one worker it must be picklable.
         cases: What to run it on.
@@ -54,13 +59,28 @@ def run_cases(
     progress(label, 0, len(cases))
     results: list[Result] = []
     with deaf_children():
-        stream: Iterable[Result] = Parallel(n_jobs=workers, return_as="generator")(
-            delayed(work)(case) for case in cases
+        stream: Iterable[tuple[Result, list[logging.LogRecord]]] = Parallel(n_jobs=workers, return_as="generator")(
+            delayed(_keep_messages)(work, case) for case in cases
         )
-    for result in stream:
+    for result, messages in stream:
+        for message in messages:
+            logging.getLogger(message.name).handle(message)
         results.append(result)
         progress(label, len(results), len(cases))
     return results
+
+
+def _keep_messages(work: Callable[[Item], Result], case: Item) -> tuple[Result, list[logging.LogRecord]]:
+    """Return the result, and what the package logged meanwhile."""
+    logger = logging.getLogger("kitsattn")
+    messages: SimpleQueue[logging.LogRecord] = SimpleQueue()
+    before = logger.handlers, logger.propagate
+    logger.handlers, logger.propagate = [QueueHandler(messages)], False
+    try:
+        result = work(case)
+    finally:
+        logger.handlers, logger.propagate = before
+    return result, [messages.get() for _ in range(messages.qsize())]
 
 
 @contextmanager

@@ -5,9 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kitsattn.errors import KitsattnError
+from kitsattn.files import read_json
 
 ENVIRONMENT_VARIABLE = "KITSATTN_WORKSPACE"
 DEFAULT_FOLDER = "kitsattn-workspace"
+RAW_DESCRIPTION = "kitsattn-dataset.json"
+PREPARED_DESCRIPTION = "dataset.json"
+"""Files that describe a data set; both may say that it is `synthetic`."""
 
 
 @dataclass(frozen=True)
@@ -48,53 +52,56 @@ class Workspace:
         return self.root / "predictions"
 
     def raw_dataset(self) -> Path:
-        """Return the only raw data set.
+        """Return the only raw data set, or the only one of real scans.
 
         Raises:
             KitsattnError: If there is none, or more than one.
         """
         return _only(
             self.raw,
-            none="put a KiTS folder there, name one (kitsattn preprocess FOLDER), or make phantoms with "
-            "`kitsattn demo --data-only`",
+            _folders(self.raw),
+            description=RAW_DESCRIPTION,
+            none="holds no data set: put a KiTS folder there, name one (kitsattn preprocess FOLDER), or make phantoms "
+            "with `kitsattn demo --data-only`",
             several="name one: kitsattn preprocess FOLDER",
         )
 
     def preprocessed_dataset(self, name: str | None = None) -> Path:
-        """Return the prepared data set `name`, or the only one.
+        """Return the prepared data set `name`, or the only one, or the only one of real scans.
 
         Raises:
             KitsattnError: If it is not there, or if there are several and none is named.
         """
+        finished = [path for path in _folders(self.preprocessed) if (path / PREPARED_DESCRIPTION).is_file()]
         if name is not None:
             folder = self.preprocessed / name
-            if not folder.is_dir():
-                known = ", ".join(path.name for path in _folders(self.preprocessed)) or "none"
-                msg = f"{folder} does not exist (prepared data sets: {known}): make it with `kitsattn preprocess`"
+            if folder not in finished:
+                known = ", ".join(path.name for path in finished) or "none"
+                msg = f"{folder} is not prepared (prepared data sets: {known}): make it with `kitsattn preprocess`"
                 raise KitsattnError(msg)
             return folder
         return _only(
             self.preprocessed,
-            none="make one with `kitsattn preprocess`",
+            finished,
+            description=PREPARED_DESCRIPTION,
+            none="holds no finished data set: make one with `kitsattn preprocess`",
             several="name one with --dataset",
         )
 
-    def best_checkpoints(self, run: str | None = None) -> list[Path]:
-        """Return the `best` checkpoints of all folds of `run`, or of the newest run.
+    def trained_runs(self) -> list[list[Path]]:
+        """Return the `best` checkpoints of all folds of every run, the newest run first.
 
         A run is as new as its newest `best` checkpoint.
 
         Raises:
-            KitsattnError: If there is no such run, or it has no checkpoint yet.
+            KitsattnError: If no fold has been trained.
         """
-        names = [run] if run is not None else [path.name for path in _folders(self.runs)]
-        found = {name: sorted((self.runs / name).glob("fold_*/best.safetensors")) for name in names}
-        trained = {name: files for name, files in found.items() if files}
+        found = [sorted(run.glob("fold_*/best.safetensors")) for run in _folders(self.runs)]
+        trained = [checkpoints for checkpoints in found if checkpoints]
         if not trained:
-            where = self.runs if run is None else self.runs / run
-            msg = f"{where} holds no trained fold: make one with `kitsattn train --fold 0`, or name --model FILE"
+            msg = f"{self.runs} holds no trained fold: make one with `kitsattn train --fold 0`, or name --model FILE"
             raise KitsattnError(msg)
-        return max(trained.values(), key=lambda files: max(file.stat().st_mtime for file in files))
+        return sorted(trained, key=lambda files: max(file.stat().st_mtime for file in files), reverse=True)
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -103,12 +110,17 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _only(folder: Path, *, none: str, several: str) -> Path:
-    found = _folders(folder)
+def _only(folder: Path, found: list[Path], *, description: str, none: str, several: str) -> Path:
     if not found:
-        msg = f"{folder} holds no data set: {none}"
+        msg = f"{folder} {none}"
         raise KitsattnError(msg)
-    if len(found) > 1:
+    # What the demo leaves behind does not stand in the way of real scans.
+    real = [path for path in found if not _is_synthetic(path / description)]
+    if len(found) > 1 and len(real) != 1:
         msg = f"{folder} holds several data sets ({', '.join(path.name for path in found)}): {several}"
         raise KitsattnError(msg)
-    return found[0]
+    return found[0] if len(found) == 1 else real[0]
+
+
+def _is_synthetic(description: Path) -> bool:
+    return description.is_file() and bool(read_json(description).get("synthetic"))

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from kitsattn.errors import KitsattnError
+from kitsattn.files import write_json
 from kitsattn.workspace import Workspace
 
 
@@ -38,17 +39,32 @@ def test_the_only_data_set_needs_no_name(tmp_path: Path) -> None:
     (workspace.raw / "kits19").mkdir(parents=True)
     (workspace.raw / ".hidden").mkdir()
     assert workspace.raw_dataset() == workspace.raw / "kits19"
-    (workspace.raw / "phantom").mkdir()
-    with pytest.raises(KitsattnError, match=r"several data sets \(kits19, phantom\)"):
+    (workspace.raw / "kits23").mkdir()
+    with pytest.raises(KitsattnError, match=r"several data sets \(kits19, kits23\)"):
         workspace.raw_dataset()
+
+
+def test_phantoms_do_not_stand_in_the_way_of_real_scans(tmp_path: Path) -> None:
+    """What the demo left is taken only where there is nothing else."""
+    workspace = Workspace(tmp_path)
+    write_json(workspace.raw / "phantom" / "kitsattn-dataset.json", {"synthetic": True})
+    write_json(workspace.preprocessed / "phantom" / "dataset.json", {"synthetic": True})
+    assert workspace.raw_dataset() == workspace.raw / "phantom"
+    assert workspace.preprocessed_dataset() == workspace.preprocessed / "phantom"
+    (workspace.raw / "kits19").mkdir()
+    (workspace.preprocessed / "kits19").mkdir()
+    assert workspace.raw_dataset() == workspace.raw / "kits19"
+    assert workspace.preprocessed_dataset() == workspace.preprocessed / "phantom", "kits19 is not finished"
+    write_json(workspace.preprocessed / "kits19" / "dataset.json", {"synthetic": False})
+    assert workspace.preprocessed_dataset() == workspace.preprocessed / "kits19"
 
 
 def test_a_named_data_set_must_be_prepared(tmp_path: Path) -> None:
     """The error lists what is there."""
     workspace = Workspace(tmp_path)
-    (workspace.preprocessed / "phantom").mkdir(parents=True)
+    write_json(workspace.preprocessed / "phantom" / "dataset.json", {})
     assert workspace.preprocessed_dataset("phantom") == workspace.preprocessed / "phantom"
-    with pytest.raises(KitsattnError, match=r"kits19 does not exist \(prepared data sets: phantom\)"):
+    with pytest.raises(KitsattnError, match=r"kits19 is not prepared \(prepared data sets: phantom\)"):
         workspace.preprocessed_dataset("kits19")
 
 
@@ -56,10 +72,8 @@ def test_the_newest_run_is_the_one_with_the_newest_best(tmp_path: Path) -> None:
     """All its folds are returned, also those older than another run's."""
     workspace = Workspace(tmp_path)
     with pytest.raises(KitsattnError, match="kitsattn train --fold 0"):
-        workspace.best_checkpoints()
-    _best(workspace, "old", 0, age=50)
+        workspace.trained_runs()
+    old = [_best(workspace, "old", 0, age=50)]
     newest = [_best(workspace, "new", 0, age=90), _best(workspace, "new", 1, age=10)]
-    assert workspace.best_checkpoints() == newest
-    assert workspace.best_checkpoints("old") == [workspace.runs / "old" / "fold_0" / "best.safetensors"]
-    with pytest.raises(KitsattnError, match="holds no trained fold"):
-        workspace.best_checkpoints("gone")
+    (workspace.runs / "begun" / "fold_0").mkdir(parents=True)
+    assert workspace.trained_runs() == [newest, old]

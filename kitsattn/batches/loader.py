@@ -1,5 +1,7 @@
 """2.5D batches from prepared cases, drawn in this process or in workers: the same sequence either way."""
 
+import multiprocessing
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,8 +14,12 @@ from torch.utils.data import DataLoader, Dataset
 from kitsattn.batches.augment import build_augmentation, seeded, source_size
 from kitsattn.batches.sampler import Patch, draw_patch, is_foreground_sample
 from kitsattn.batches.slabs import slab_indices, slice_step
+from kitsattn.errors import KitsattnError
 from kitsattn.jobs import deaf_children
 from kitsattn.preprocess.store import StoredCase
+
+_START = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+"""How batch processes start: never as a copy of this one, which has threads."""
 
 BatchKey = tuple[int, int, int]
 """Number of the stream, the epoch, and the batch in the epoch."""
@@ -25,7 +31,7 @@ class SlabBatch:
 
     Attributes:
         images: Prepared intensities, (batch, slices, height, width), float32.
-        labels: Label values of the centre slices, (batch, height, width), int64.
+        labels: Label values of the centre slices, (batch, height, width), uint8.
         cases: Case id of each sample.
     """
 
@@ -88,7 +94,7 @@ class SlabBatches(Dataset[SlabBatch]):
         names = []
         for index in range(settings.batch_size):
             foreground = is_foreground_sample(index, settings.batch_size)
-            patch = draw_patch(shapes, locations, self.size, foreground=foreground, generator=generator)
+            patch = draw_patch(shapes, locations, settings.patch_size, foreground=foreground, generator=generator)
             images[index], labels[index, 0] = self._cut(self.cases[patch.case], patch)
             names.append(self.cases[patch.case].case_id)
         if settings.augment:
@@ -97,7 +103,7 @@ class SlabBatches(Dataset[SlabBatch]):
             images, labels = augmented["data"], augmented["seg"]
         return SlabBatch(
             torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32)),
-            torch.from_numpy(labels[:, 0].astype(np.int64)),
+            torch.from_numpy(labels[:, 0].astype(np.uint8)),
             tuple(names),
         )
 
@@ -107,7 +113,12 @@ class SlabBatches(Dataset[SlabBatch]):
         depth, height, width = case.shape
         step = slice_step(settings.slab_step_mm, case.spacing_mm[0])
         indices = slab_indices(patch.centre, depth, settings.slices, step)
-        rows, columns = _window(patch.top, self.size[0], height), _window(patch.left, self.size[1], width)
+        # The patch is what is left in the middle of the larger cut-out, once it has been turned and scaled.
+        top, left = (
+            start - (cut - kept) // 2
+            for start, cut, kept in zip((patch.top, patch.left), self.size, settings.patch_size, strict=True)
+        )
+        rows, columns = _window(top, self.size[0], height), _window(left, self.size[1], width)
         image = np.full((settings.slices, *self.size), settings.air, np.float32)
         label = np.zeros(self.size, np.uint8)
         image[:, rows[1], columns[1]] = case.read_slices(indices)[:, rows[0], columns[0]]
@@ -115,14 +126,17 @@ class SlabBatches(Dataset[SlabBatch]):
         return image, label
 
 
-class _Streams(Dataset[SlabBatch]):
+class _Streams(Dataset[SlabBatch | KitsattnError]):
     """Several batch sources behind one loader, so that their batches come in one order from the same workers."""
 
     def __init__(self, streams: Sequence[SlabBatches]) -> None:
         self.streams = streams
 
-    def __getitem__(self, key: BatchKey) -> SlabBatch:
-        return self.streams[key[0]][key]
+    def __getitem__(self, key: BatchKey) -> SlabBatch | KitsattnError:
+        try:
+            return self.streams[key[0]][key]
+        except KitsattnError as error:
+            return error  # raised in a worker it would come back wrapped into a traceback
 
 
 def load_batches(
@@ -135,18 +149,38 @@ def load_batches(
         keys: Which batches.
         workers: Processes that draw ahead; 0 draws in this one.
         pin_memory: Whether to put them into page-locked memory, for a GPU.
+
+    Raises:
+        KitsattnError: If a prepared case is gone or damaged.
     """
-    loader: DataLoader[SlabBatch] = DataLoader(
+    loader: DataLoader[SlabBatch | KitsattnError] = DataLoader(
         _Streams(streams),
         batch_size=None,
         sampler=keys,
         num_workers=workers,
         pin_memory=pin_memory,
-        multiprocessing_context="forkserver" if workers else None,
+        multiprocessing_context=_START if workers else None,
+        worker_init_fn=_stay_silent,
     )
     with deaf_children():
         batches = iter(loader)
-    yield from batches
+    for batch in batches:
+        if isinstance(batch, KitsattnError):
+            raise batch
+        yield batch
+
+
+def _stay_silent(worker: int) -> None:
+    """Let Ctrl-C end this process in the midst of fetching a batch without a traceback of the one that serves it.
+
+    Errors in drawing a batch go another way: PyTorch raises them in this process.
+    """
+    del worker
+    sys.excepthook = _tell_nothing
+
+
+def _tell_nothing(*error: object) -> None:
+    """Tell nothing."""
 
 
 def _window(start: int, size: int, length: int) -> tuple[slice, slice]:

@@ -24,6 +24,9 @@ class TrainingState:
         scaler: State of the gradient scaler; empty without one.
         optimizer_groups: Settings of the optimiser's parameter groups, learning rate included.
         recipe: The recipe, as JSON values.
+        train_cases: Cases that were learnt from.
+        held_out_cases: Cases that were not.
+        finished: Whether the schedule has ended the training.
     """
 
     epoch: int
@@ -33,6 +36,9 @@ class TrainingState:
     scaler: Mapping[str, Any] = field(default_factory=dict)
     optimizer_groups: tuple[Mapping[str, Any], ...] = ()
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    train_cases: tuple[str, ...] = ()
+    held_out_cases: tuple[str, ...] = ()
+    finished: bool = False
 
 
 def training_state_to_json(state: TrainingState) -> str:
@@ -64,9 +70,14 @@ def restore_optimizer(
     optimizer: Optimizer, tensors: Mapping[str, Tensor], groups: tuple[Mapping[str, Any], ...]
 ) -> None:
     """Put tensors and settings from `optimizer_state` back into an optimiser of the same network."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         kind, number, key = name.split("/", 2)
-        if kind == "optimizer":
-            state.setdefault(int(number), {})[key] = tensor
+        if kind != "optimizer":
+            continue
+        parameter = parameters[int(number)]
+        if tensor.shape == parameter.shape:  # moments in the memory order of the parameter, as they were
+            tensor = torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False).copy_(tensor)  # noqa: PLW2901
+        state.setdefault(int(number), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": [dict(group) for group in groups]})

@@ -8,8 +8,9 @@ from pathlib import Path
 from kitsattn.config import read_settings
 from kitsattn.errors import KitsattnError
 from kitsattn.labels import BACKGROUND, KITS19_LABELS
+from kitsattn.workspace import RAW_DESCRIPTION
 
-DESCRIPTION_NAME = "kitsattn-dataset.json"
+DESCRIPTION_NAME = RAW_DESCRIPTION
 IMAGE_NAME = "imaging.nii.gz"
 LABELS_NAME = "segmentation.nii.gz"
 

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from kitsattn import __version__
-from kitsattn.files import refuse_existing
+from kitsattn.errors import KitsattnError
+from kitsattn.files import check_target
 from kitsattn.jobs import Progress, silent
 from kitsattn.notices import RESEARCH_NOTICE, SYNTHETIC_MODEL_NOTICE
 from kitsattn.predict.infer import Ensemble, predict_block, reach
@@ -67,7 +69,13 @@ def predict_volume(
         first, last = max(start - margin, 0), min(stop + margin, depth)
         slices = prepared.slices(first, last)
         centres = range(start - first, stop - first)
-        probabilities = predict_block(ensemble, slices, centres, slice_spacing_mm=spacing, batch_size=batch_size)
+        try:
+            probabilities = predict_block(ensemble, slices, centres, slice_spacing_mm=spacing, batch_size=batch_size)
+        except torch.OutOfMemoryError as error:
+            msg = (
+                f"a batch of {batch_size} slices does not fit into the memory of {ensemble.device}: lower --batch-size"
+            )
+            raise KitsattnError(msg) from error
         labels[start:stop] = decide_labels(restore_probabilities(probabilities, prepared.placement), prepared.placement)
         progress(label, stop, depth)
     return scan.with_array(labels)
@@ -98,8 +106,7 @@ def predict_file(
     Raises:
         KitsattnError: If the scan cannot be read, is not in HU, or the target cannot be written.
     """
-    if not overwrite:
-        refuse_existing(target)
+    check_target(target, source, overwrite=overwrite)
     scan = check_hu(read_scan(source))
     for note in scan.notes:
         _log.warning("%s: %s", source, note)

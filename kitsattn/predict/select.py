@@ -8,18 +8,18 @@ from kitsattn.workspace import Workspace
 
 
 def newest_models(workspace: Workspace) -> list[Path]:
-    """Return the best checkpoints of all folds of the newest run.
+    """Return the best checkpoints of all folds of the newest run on real scans.
 
     Raises:
-        KitsattnError: If there is none, or if it was trained on synthetic phantoms: such weights are never chosen
-            silently for a real scan.
+        KitsattnError: If there is none. Weights trained on synthetic phantoms are never chosen for a real scan: they
+            have to be named.
     """
-    paths = workspace.best_checkpoints()
-    synthetic = [path for path in paths if read_header(path)[0].provenance.synthetic]
-    if synthetic:
-        msg = (
-            f"the newest run was trained on synthetic phantoms and is not used unasked: name it with "
-            f"--model {synthetic[0]}, or train on real scans"
-        )
-        raise KitsattnError(msg)
-    return paths
+    runs = workspace.trained_runs()
+    for paths in runs:
+        if not any(read_header(path)[0].provenance.synthetic for path in paths):
+            return paths
+    msg = (
+        "every run was trained on synthetic phantoms, and such weights are not used unasked: name them with "
+        f"--model {runs[0][0]}, or train on real scans"
+    )
+    raise KitsattnError(msg)

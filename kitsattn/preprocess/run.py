@@ -82,7 +82,7 @@ def preprocess_dataset(
         take = partial(_fingerprint, folder=folder, labels=dataset.labels, resume=resume)
         fingerprints = run_cases(take, sources, workers=workers, label="fingerprints", progress=progress)
         plan = plan_dataset(fingerprints, spacing_mm=None if spacing_mm is None else (spacing_mm, spacing_mm))
-    write_json(folder / PLAN_FILE, to_json(plan))
+    _write_plan(folder / PLAN_FILE, plan)
     _log.info("plan: %s", to_json(plan))
     todo = [source for source in sources if not (resume and is_finished(folder, source, plan))]
     if todo:
@@ -106,6 +106,15 @@ def preprocess_dataset(
     )
     save_dataset(prepared)
     return prepared
+
+
+def _write_plan(path: Path, plan: Plan) -> None:
+    """Write the plan that is used; another one of that name, edited by hand perhaps, is kept beside it."""
+    if path.is_file() and read_json(path) != to_json(plan):
+        kept = path.with_name(f"{path.stem}.previous.json")
+        path.replace(kept)
+        _log.warning("%s is replaced, the one before is kept as %s: to use it, add --plan %s", path, kept.name, kept)
+    write_json(path, to_json(plan))
 
 
 @dataclass(frozen=True)

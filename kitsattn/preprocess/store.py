@@ -8,7 +8,8 @@ voxels that patches are centred on. `<id>.json` is written after them: it marks 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,10 +27,11 @@ from kitsattn.preprocess.case import Placement, PreparedScan, prepare_labels
 from kitsattn.preprocess.intensity import normalise
 from kitsattn.preprocess.plan import Plan
 from kitsattn.volume.geometry import Geometry, Shape, Triple
+from kitsattn.workspace import PREPARED_DESCRIPTION
 
 DATASET_FORMAT = "kitsattn-dataset/1"
 CASE_FORMAT = "kitsattn-case/1"
-DATASET_FILE = "dataset.json"
+DATASET_FILE = PREPARED_DESCRIPTION
 CASES_FOLDER = "cases"
 
 _CHUNK = 8
@@ -125,20 +127,22 @@ class StoredCase:
         Returns:
             (number of indices, height, width), normalised.
         """
-        image = _open(_image_file(self.folder, self.case_id))
         wanted, order = np.unique(np.asarray(indices), return_inverse=True)
-        hu = np.stack([image[int(index)] for index in wanted]).astype(np.float32)
+        with _opened(_image_file(self.folder, self.case_id)) as image:
+            hu = np.stack([image[int(index)] for index in wanted]).astype(np.float32)
         return normalise(hu, self.record.plan.mean_hu, self.record.plan.std_hu)[order]
 
     def read_labels(self, index: int) -> NDArray[np.uint8]:
         """Read one slice of the label map, (height, width)."""
-        labels: NDArray[np.uint8] = _open(_labels_file(self.folder, self.case_id))[int(index)]
+        with _opened(_labels_file(self.folder, self.case_id)) as stored:
+            labels: NDArray[np.uint8] = stored[int(index)]
         return labels
 
     @cached_property
     def locations(self) -> Mapping[int, NDArray[np.int32]]:
         """Foreground class to some of its voxels, (n, 3) as z, y, x on the prepared grid; absent ones are left out."""
-        rows: NDArray[np.int32] = _open(_locations_file(self.folder, self.case_id))[:]
+        with _opened(_locations_file(self.folder, self.case_id)) as stored:
+            rows: NDArray[np.int32] = stored[:]
         return {int(value): rows[rows[:, 0] == value, 1:] for value in np.unique(rows[:, 0]) if value != BACKGROUND}
 
 
@@ -310,9 +314,11 @@ def _write(path: Path, array: Any) -> None:  # noqa: ANN401 - blosc2 has no type
         temporary.write_bytes(array.to_cframe())
 
 
-def _open(path: Path) -> Any:  # noqa: ANN401 - blosc2 has no types
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a file for reading; damage may show only while it is read."""
     try:
-        return blosc2.open(str(path), mode="r", dparams=_UNPACKING)
+        yield blosc2.open(str(path), mode="r", dparams=_UNPACKING)
     except (OSError, RuntimeError) as error:
         msg = f"{path} is missing or damaged: run `kitsattn preprocess --restart` to prepare the data set again"
         raise KitsattnError(msg) from error

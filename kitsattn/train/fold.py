@@ -1,16 +1,21 @@
 """The training of one fold, read from top to bottom."""
 
 import logging
+import shutil
+import signal
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Adam, Optimizer
 
 from kitsattn import __version__
@@ -24,6 +29,7 @@ from kitsattn.checkpoint.state import (
     training_state_from_json,
     training_state_to_json,
 )
+from kitsattn.checkpoint.weights import read_weights
 from kitsattn.config import to_json
 from kitsattn.errors import KitsattnError
 from kitsattn.jobs import Progress, available_cores, silent
@@ -45,10 +51,13 @@ if TYPE_CHECKING:
 BEST = "best.safetensors"
 LAST = "last.safetensors"
 JOURNAL = "journal.jsonl"
+VALIDATION = "validation"
 _DICE_MEMORY = 0.9
 """Weight of the past in the moving average of the validation Dice, as in nnU-Net."""
 
 _TRAINING, _VALIDATION = 0, 1
+_MOST_WORKERS = 12
+"""nnU-Net's number; each worker holds two batches in shared memory."""
 
 _log = logging.getLogger(__name__)
 
@@ -71,7 +80,7 @@ class FoldJob:
         precision: Number format of convolutions and matrix products; weights and losses stay fp32.
         workers: Processes that draw batches; 0 draws in the training process.
         folder: Where checkpoints and journal go.
-        encoder_weights: Published weights of the encoder by torchvision's names; None starts from chance.
+        encoder_weights: File of published weights of the encoder by torchvision's names; None starts from chance.
     """
 
     dataset: PreparedDataset
@@ -87,7 +96,7 @@ class FoldJob:
     precision: Precision
     workers: int
     folder: Path
-    encoder_weights: Mapping[str, Tensor] | None = None
+    encoder_weights: Path | None = None
 
     @property
     def plan(self) -> Plan:
@@ -107,6 +116,7 @@ class _Learner:
     epoch: int = 0
     best: float | None = None
     moving_dice: float | None = None
+    finished: bool = False
 
 
 def train_fold(job: FoldJob, *, resume: bool = True, progress: Progress = silent) -> Path:
@@ -129,24 +139,61 @@ def train_fold(job: FoldJob, *, resume: bool = True, progress: Progress = silent
         # slow a step of small tensors down up to tenfold.
         torch.set_num_threads(max(1, min(threads, available_cores() - job.workers)))
     try:
-        return _train_fold(job, resume=resume, progress=progress)
+        with _interruptible_between_batches() as check_interrupt:
+            return _train_fold(job, check_interrupt, resume=resume, progress=progress)
+    except torch.OutOfMemoryError as error:
+        msg = (
+            f"fold {job.fold} does not fit into the memory of {job.device} ({str(error).splitlines()[0]}): "
+            "lower --batch-size, or train in bf16; the last finished epoch is saved"
+        )
+        raise KitsattnError(msg) from error
     finally:
         torch.set_num_threads(threads)
 
 
+@contextmanager
+def _interruptible_between_batches() -> Iterator[Callable[[], None]]:
+    """Hold a Ctrl-C back until the function that is given is called, so that no step is torn; a second ends at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None  # only the main thread may say what a signal does
+        return
+    asked = False
+
+    def note(signal_number: int, frame: FrameType | None) -> None:
+        del signal_number, frame
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    def check() -> None:
+        if asked:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def default_workers(device: torch.device) -> int:
-    """Return how many processes should draw batches: all cores but one for a GPU, one core's worth for a CPU."""
-    spare = available_cores() - 1
-    return min(1, spare) if device.type == "cpu" else spare
+    """Return how many processes should draw batches: all cores but one, at most 12, for a GPU, one for a CPU."""
+    return min(_MOST_WORKERS if device.type != "cpu" else 1, available_cores() - 1)
 
 
-def _train_fold(job: FoldJob, *, resume: bool, progress: Progress) -> Path:
+def _train_fold(job: FoldJob, check_interrupt: Callable[[], None], *, resume: bool, progress: Progress) -> Path:
     """Read from top to bottom: start or resume, then epochs of training, validation, journal, checkpoints."""
-    learner = _start(job)
     last = job.folder / LAST
     if resume and last.exists():
-        _resume(job, learner, last)
+        learner = _resume(job, last)
         _log.info("fold %d: resuming after epoch %d of %d", job.fold, learner.epoch, job.recipe.epochs)
+    else:
+        _forget(job.folder)
+        learner = _start(job)
+        _load_encoder(job, learner)
+    if learner.finished:
+        return job.folder / BEST
     job.folder.mkdir(parents=True, exist_ok=True)
     truncate_journal(job.folder / JOURNAL, learner.epoch)
 
@@ -163,11 +210,12 @@ def _train_fold(job: FoldJob, *, resume: bool, progress: Progress) -> Path:
             waited += time.perf_counter() - asked
             losses.append(_train_batch(job, learner, batch))
             progress(label, epoch * recipe.batches_per_epoch + index + 1, total)
+            check_interrupt()
         trained = time.perf_counter()
         training_loss = float(np.mean(losses))
         validation_loss, dice = _validate(job, learner, batches)
         learning_rate = float(learner.optimizer.param_groups[0]["lr"])
-        finished = learner.schedule.step(training_loss)
+        learner.finished = learner.schedule.step(training_loss)
         improved = _account(learner, float(np.mean(list(dice.values()))))
         assert learner.moving_dice is not None
         record = EpochRecord(
@@ -181,11 +229,11 @@ def _train_fold(job: FoldJob, *, resume: bool, progress: Progress) -> Path:
             waiting_share=waited / (trained - started),
             seconds=time.perf_counter() - started,
         )
-        # The journal last: a line in it means that the checkpoint of that epoch is there.
-        _save(job, learner, dice, improved=improved)
+        # `last` at the end: whatever a crash leaves before it is written anew when the epoch is repeated.
         append_record(job.folder / JOURNAL, record)
+        _save(job, learner, dice, improved=improved)
         _log.info("fold %d: %s", job.fold, _sentence(record, recipe.epochs))
-        if finished:
+        if learner.finished:
             break
     return job.folder / BEST
 
@@ -193,14 +241,25 @@ def _train_fold(job: FoldJob, *, resume: bool, progress: Progress) -> Path:
 def _start(job: FoldJob) -> _Learner:
     torch.manual_seed(job.seed)
     model = build_model(job.model, job.config)
-    if job.encoder_weights is not None:
-        encoder = cast("ResNetEncoder", model.get_submodule("encoder"))
-        _log.info("encoder weights: %s", encoder.load_published(job.encoder_weights))
     model = to_device(model, job.device)
     recipe = job.recipe
     optimizer = Adam(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     scaler = torch.amp.GradScaler(job.device.type, enabled=job.precision == "fp16")
     return _Learner(model, optimizer, build_schedule(recipe, optimizer), scaler)
+
+
+def _load_encoder(job: FoldJob, learner: _Learner) -> None:
+    """Put published weights into the encoder of a fresh network."""
+    if job.encoder_weights is not None:
+        encoder = cast("ResNetEncoder", learner.model.get_submodule("encoder"))
+        _log.info("encoder: %s", encoder.load_published(read_weights(job.encoder_weights)))
+
+
+def _forget(folder: Path) -> None:
+    """Remove what an earlier training left, so that nothing of it is taken for the new one's."""
+    for name in (LAST, BEST, JOURNAL):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / VALIDATION, ignore_errors=True)
 
 
 def _load(job: FoldJob, epoch: int) -> Iterator[SlabBatch]:
@@ -229,7 +288,7 @@ def _load(job: FoldJob, epoch: int) -> Iterator[SlabBatch]:
 def _train_batch(job: FoldJob, learner: _Learner, batch: SlabBatch) -> float:
     """Take one step; return the loss."""
     images = batch.images.to(job.device, memory_format=torch.channels_last, non_blocking=True)
-    labels = batch.labels.to(job.device, non_blocking=True)
+    labels = batch.labels.to(job.device, non_blocking=True).long()
     learner.optimizer.zero_grad(set_to_none=True)
     with mixed_precision(job.device, job.precision):
         logits = learner.model(images)
@@ -239,7 +298,7 @@ def _train_batch(job: FoldJob, learner: _Learner, batch: SlabBatch) -> float:
         cases = ", ".join(sorted(set(batch.cases)))
         msg = (
             f"the training loss became {value} in epoch {learner.epoch + 1} on cases {cases}: "
-            "look at these cases, lower the learning rate, or train with --precision fp32; the last epoch is saved"
+            "look at these cases, or begin again with --restart, a lower learning rate or --precision fp32"
         )
         raise KitsattnError(msg)
     learner.scaler.scale(loss).backward()
@@ -259,7 +318,7 @@ def _validate(job: FoldJob, learner: _Learner, batches: Iterator[SlabBatch]) -> 
     losses = []
     for _ in range(job.recipe.validation_batches):
         batch = next(batches)
-        labels = batch.labels.to(job.device)
+        labels = batch.labels.to(job.device).long()
         with mixed_precision(job.device, job.precision):
             logits = learner.model(batch.images.to(job.device, memory_format=torch.channels_last))
         losses.append(float(segmentation_loss(logits, labels)))
@@ -301,6 +360,9 @@ def _save(job: FoldJob, learner: _Learner, dice: Mapping[str, float], *, improve
         scaler=learner.scaler.state_dict(),
         optimizer_groups=groups,
         recipe=to_json(job.recipe),
+        train_cases=job.split.train,
+        held_out_cases=job.split.held_out,
+        finished=learner.finished,
     )
     header = Header(
         model=job.model,
@@ -331,17 +393,20 @@ def _save(job: FoldJob, learner: _Learner, dice: Mapping[str, float], *, improve
     save_checkpoint(job.folder / LAST, Checkpoint(resumable, weights, tensors))
 
 
-def _resume(job: FoldJob, learner: _Learner, last: Path) -> None:
-    """Put the state of `last` into a fresh learner."""
+def _resume(job: FoldJob, last: Path) -> _Learner:
+    """Return the learner whose state `last` holds."""
     checkpoint = load_checkpoint(last)
     header = checkpoint.header
     if header.training is None:
         msg = f"{last} holds no training state: add --restart to begin again"
         raise KitsattnError(msg)
     state = training_state_from_json(header.training, str(last))
-    # More epochs than before is the one change that leaves the batches and steps so far as they were.
-    recipe = {**to_json(job.recipe), "epochs": state.recipe.get("epochs")}
+    recipe = to_json(job.recipe)
+    if job.recipe.schedule == "plateau":  # another end changes nothing of what is done; a polynomial depends on it
+        recipe["epochs"] = state.recipe.get("epochs")
     wanted: dict[str, tuple[object, object]] = {
+        "data set": (job.dataset.name, header.provenance.dataset),
+        "split into cases": ((job.split.train, job.split.held_out), (state.train_cases, state.held_out_cases)),
         "model": (job.model, header.model),
         "model settings": (to_json(job.config), dict(header.config)),
         "preprocessing plan": (to_json(job.plan), dict(header.plan)),
@@ -352,12 +417,15 @@ def _resume(job: FoldJob, learner: _Learner, last: Path) -> None:
         if asked != found:
             msg = f"{last} was trained with another {name}: add --restart to begin again, or name another --run"
             raise KitsattnError(msg)
+    learner = _start(job)
     learner.model.load_state_dict(dict(checkpoint.model))
     restore_optimizer(learner.optimizer, checkpoint.training, state.optimizer_groups)
     learner.schedule.load_state_dict(dict(state.schedule))
     if state.scaler:
         learner.scaler.load_state_dict(dict(state.scaler))
     learner.epoch, learner.best, learner.moving_dice = state.epoch, state.best, state.moving_dice
+    learner.finished = state.finished
+    return learner
 
 
 def _sentence(record: EpochRecord, epochs: int) -> str:

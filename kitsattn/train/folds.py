@@ -1,11 +1,14 @@
 """Five-fold cross-validation by case, in the shape of nnU-Net's splits file."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from kitsattn.errors import KitsattnError
 from kitsattn.files import read_json, write_json
+
+_log = logging.getLogger(__name__)
 
 FOLDS = 5
 SPLITS_FILE = "splits_final.json"
@@ -61,6 +64,15 @@ def read_or_make_splits(folder: Path, case_ids: Sequence[str]) -> list[Split]:
     except (KeyError, TypeError) as error:
         msg = f'{path} must be a list of {{"train": [ids], "val": [ids]}}: mend it, or delete it to make it anew'
         raise KitsattnError(msg) from error
+    if not splits:
+        msg = f"{path} holds no fold: mend it, or delete it to make it anew"
+        raise KitsattnError(msg)
+    named = {case for split in splits for case in (*split.train, *split.held_out)}
+    left_out = [case for case in case_ids if case not in named]
+    if left_out:
+        _log.warning(
+            "%d prepared cases are in no fold (%s, …): to have them, delete %s", len(left_out), left_out[0], path
+        )
     for number, split in enumerate(splits):
         both = sorted(set(split.train) & set(split.held_out))
         unknown = sorted((set(split.train) | set(split.held_out)) - set(case_ids))

@@ -50,9 +50,8 @@ def append_record(path: Path, record: EpochRecord) -> None:
 
 
 def truncate_journal(path: Path, epoch: int) -> None:
-    """Drop the lines after `epoch`, which a resumed training will write again."""
+    """Keep the lines of the first `epoch` epochs; the rest, or what a crash left of it, is written again."""
     if not path.exists():
         return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["epoch"] <= epoch]
-    write_text(path, "".join(kept))
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    write_text(path, "".join(line + "\n" for line in lines[:epoch]))

@@ -17,10 +17,9 @@ from kitsattn.predict.infer import load_ensemble
 from kitsattn.predict.run import predict_file
 from kitsattn.preprocess.intensity import check_hu
 from kitsattn.preprocess.store import PreparedDataset
-from kitsattn.train.fold import FoldJob, train_fold
+from kitsattn.train.fold import VALIDATION, FoldJob, train_fold
 from kitsattn.volume.formats import read_labels, read_scan
 
-VALIDATION = "validation"
 SUMMARY = "summary.json"
 REPORT = "report.html"
 PICTURES = 10
@@ -81,7 +80,8 @@ def validate_fold(job: FoldJob, checkpoint: Path, *, progress: Progress = silent
                 msg = f"{path} is gone, and fold {job.fold} is scored on it: put it back and run the command again"
                 raise KitsattnError(msg)
         target = folder / f"{case_id}.nii.gz"
-        predict_file(ensemble, source.image, target, overwrite=True, progress=progress)
+        if not _is_newer(target, checkpoint):
+            predict_file(ensemble, source.image, target, overwrite=True, progress=progress)
         pairs.append(CasePair(case_id, target, source.labels))
         images[case_id] = folder / f"{case_id}.png"
         overlay_sheet(
@@ -106,6 +106,11 @@ def validate_fold(job: FoldJob, checkpoint: Path, *, progress: Progress = silent
     )
     _log.info("fold %d: held-out Dice %s", job.fold, describe_scores(scores))
     return FoldResult(job.fold, checkpoint, tuple(pairs), scores, job.folder / REPORT)
+
+
+def _is_newer(target: Path, checkpoint: Path) -> bool:
+    """Return whether a case was predicted since the checkpoint was written, by a run that was stopped then."""
+    return target.exists() and target.stat().st_mtime_ns > checkpoint.stat().st_mtime_ns
 
 
 def cross_validated(results: Sequence[FoldResult]) -> Scores:

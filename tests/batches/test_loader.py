@@ -26,7 +26,7 @@ def test_a_batch_is_slabs_with_the_labels_of_their_centres(prepared: PreparedDat
     assert batch.images.shape == (4, 5, 32, 40)
     assert batch.images.dtype == torch.float32
     assert batch.labels.shape == (4, 32, 40)
-    assert batch.labels.dtype == torch.int64
+    assert batch.labels.dtype == torch.uint8
     found = 0
     for image, labels, case_id in zip(batch.images.numpy(), batch.labels.numpy(), batch.cases, strict=True):
         case = prepared.open_case(case_id)
@@ -54,6 +54,31 @@ def test_patches_that_reach_beyond_the_slice_are_filled_with_air(prepared: Prepa
     assert (batch.images[:, :, 0, :] == -5.0).all()
     assert not batch.labels[:, 0, :].any()
     assert (batch.images[:, 2, 48, 48] > -4.0).all()
+
+
+def test_patches_reach_every_part_of_the_slice_with_augmentation_too(prepared: PreparedDataset) -> None:
+    """The larger cut-out may reach beyond the slice, the patch in its middle goes from border to border."""
+    case = prepared.open_case(prepared.cases[0])
+    _, height, width = case.shape
+    size = (height - 6, width - 4)
+    source = source_size(size)
+    assert source[0] > height
+    batches = SlabBatches([case], replace(SETTINGS, patch_size=size, augment=True))
+    top, left = ((cut - kept) // 2 for cut, kept in zip(source, size, strict=True))
+
+    def keep_the_middle(data: np.ndarray, seg: np.ndarray) -> dict[str, np.ndarray]:
+        middle = (..., slice(top, top + size[0]), slice(left, left + size[1]))
+        return {"data": data[middle], "seg": seg[middle]}
+
+    batches.transform = keep_the_middle
+    slices = case.read_slices(range(case.shape[0]))
+    places = set()
+    for index in range(40):
+        for image in batches[0, 0, index].images.numpy():
+            windows = np.lib.stride_tricks.sliding_window_view(slices, size, axis=(1, 2))
+            places |= {(int(y), int(x)) for _, y, x in np.argwhere((windows == image[2]).all(axis=(3, 4)))}
+    assert {y for y, _ in places} == set(range(7))
+    assert {x for _, x in places} == set(range(5))
 
 
 @pytest.mark.parametrize("augment", [True, False])

@@ -1,6 +1,6 @@
 """Time of one forward pass of each network, one slice at a time, on this machine; medians.
 
-    python tests/benchmarks/forward.py [--size 512] [--repeats 5] [--device auto]
+python tests/benchmarks/forward.py [--size 512] [--repeats 5] [--device auto]
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """In-plane cubic resampling against skimage, both in this process, in turn; medians.
 
-    python tests/benchmarks/resampling.py [--slices 16] [--repeats 5]
+python tests/benchmarks/resampling.py [--slices 16] [--repeats 5]
 """
 
 import argparse
@@ -37,9 +37,10 @@ def main() -> None:
     difference = float(np.abs(resample_scan(scan, TARGET) - peer()).max())
     pairs = [(seconds(lambda: resample_scan(scan, TARGET)), seconds(peer)) for _ in range(arguments.repeats)]
     ours, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
-    ratio = statistics.median(peer_time / own for own, peer_time in pairs)
+    ratio = statistics.median(peer_time / our_time for our_time, peer_time in pairs)
     print(f"{arguments.slices} slices {SHAPE} -> {TARGET}, median of {arguments.repeats}")
-    print(f"kitsattn {1000 * ours / arguments.slices:.2f} ms a slice, skimage {1000 * theirs / arguments.slices:.2f} ms")
+    own, other = (1000 * time_taken / arguments.slices for time_taken in (ours, theirs))
+    print(f"kitsattn {own:.2f} ms a slice, skimage {other:.2f} ms")
     print(f"ratio {ratio:.1f}, largest difference {difference:.2g} HU")
 
 

@@ -197,3 +197,18 @@ def test_what_was_odd_about_a_scan_is_logged_once(
     assert "case_00000/imaging.nii.gz: The values had an offset of 1024" in warnings[0]
     assert "12 of " in warnings[1]
     assert "lie outside the body and are lost" in warnings[1]
+
+
+def test_a_plan_edited_by_hand_is_kept_and_its_use_told(
+    kits_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """plan.json says what was used; an edit in place is not used silently, nor lost."""
+    preprocess_dataset(find_dataset(kits_folder), tmp_path)
+    edited = {**json.loads((tmp_path / "plan.json").read_text()), "patch_size": [64, 64]}
+    (tmp_path / "plan.json").write_text(json.dumps(edited))
+    preprocess_dataset(find_dataset(kits_folder), tmp_path)
+    assert json.loads((tmp_path / "plan.previous.json").read_text()) == edited
+    assert json.loads((tmp_path / "plan.json").read_text()) != edited
+    assert "add --plan" in caplog.text
+    again = preprocess_dataset(find_dataset(kits_folder), tmp_path, plan_file=tmp_path / "plan.previous.json")
+    assert again.plan.patch_size == (64, 64)

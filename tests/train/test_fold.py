@@ -1,6 +1,7 @@
 """Training of a fold."""
 
 import json
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from kitsattn.errors import KitsattnError
 from kitsattn.models.attention_deeplab import AttentionDeeplabConfig
 from kitsattn.preprocess.store import PreparedDataset
 from kitsattn.train.fold import FoldJob, evaluated_regions, train_fold
-from kitsattn.train.folds import make_splits
+from kitsattn.train.folds import Split, make_splits
 from kitsattn.train.recipe import Recipe
 from kitsattn.train.run import cross_validated, train_run
 
@@ -119,17 +120,74 @@ def test_a_finished_fold_is_not_trained_again_unless_told(prepared: PreparedData
 
 
 def test_another_training_is_not_resumed(prepared: PreparedDataset, tmp_path: Path) -> None:
-    """Another learning rate, seed or network is refused by name; more epochs are welcome."""
+    """Another learning rate, seed, split or network is refused by name, and so is another end of a polynomial."""
     job = _job(prepared, tmp_path)
     train_fold(job)
     changes = {
         "recipe": replace(job, recipe=replace(RECIPE, learning_rate=1e-3)),
         "seed": replace(job, seed=2),
+        "split into cases": replace(job, split=Split(job.split.train[1:], job.split.held_out)),
+        "recipe ": replace(job, recipe=replace(RECIPE, epochs=9)),
         "model settings": replace(job, config=replace(CONFIG, decoder_channels=8)),
     }
     for name, changed in changes.items():
-        with pytest.raises(KitsattnError, match=f"another {name}: add --restart"):
+        with pytest.raises(KitsattnError, match=f"another {name.strip()}: add --restart"):
             train_fold(changed)
+
+
+def test_a_plateau_goes_on_with_more_epochs_and_ends_for_good(prepared: PreparedDataset, tmp_path: Path) -> None:
+    """More epochs are welcome where the schedule does not depend on them; below its last rate nothing is trained."""
+    recipe = replace(RECIPE, epochs=1, schedule="plateau")
+    train_fold(_job(prepared, tmp_path, recipe=recipe))
+    job = _job(prepared, tmp_path, recipe=replace(recipe, epochs=2))
+    train_fold(job)
+    assert [line["epoch"] for line in _journal(job.folder)] == [1, 2]
+
+    ended = _job(prepared, tmp_path / "ended", recipe=replace(recipe, epochs=5, learning_rate=1e-7))
+    train_fold(ended)
+    train_fold(ended)
+    assert [line["epoch"] for line in _journal(ended.folder)] == [1]
+
+
+def test_an_interrupt_waits_for_the_end_of_the_step(prepared: PreparedDataset, tmp_path: Path) -> None:
+    """Ctrl-C in the midst of a batch ends the training after it, and the handler is as before."""
+    job = _job(prepared, tmp_path)
+    reported = []
+
+    def press(label: str, done: int, total: int, /) -> None:
+        signal.raise_signal(signal.SIGINT)
+        reported.append(done)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train_fold(job, progress=press)
+    assert reported == [1]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_beginning_again_forgets_what_was_there(prepared: PreparedDataset, tmp_path: Path) -> None:
+    """After --restart no checkpoint, line or prediction of the old training is left, even if the new one is stopped."""
+    job = _job(prepared, tmp_path)
+    train_run([job])
+
+    def stop(label: str, done: int, total: int, /) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_fold(job, resume=False, progress=stop)
+    assert [path.name for path in job.folder.iterdir() if path.name != "report.html"] == []
+
+
+def test_predicted_cases_are_kept_when_a_run_is_called_again(prepared: PreparedDataset, tmp_path: Path) -> None:
+    """Only what is missing is predicted."""
+    job = _job(prepared, tmp_path)
+    train_run([job])
+    first, second = (job.folder / "validation" / f"{case}.nii.gz" for case in job.split.held_out)
+    kept = first.stat().st_mtime_ns
+    second.unlink()
+    train_run([job])
+    assert first.stat().st_mtime_ns == kept
+    assert second.is_file()
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_cases(
@@ -144,7 +202,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_cases(
         return replace(batch, images=batch.images * float("nan")) if key == (0, 1, 1) else batch
 
     monkeypatch.setattr(SlabBatches, "__getitem__", poison)
-    with pytest.raises(KitsattnError, match=r"became nan in epoch 2 on cases case_0000\d.*lower the learning rate"):
+    with pytest.raises(KitsattnError, match=r"became nan in epoch 2 on cases case_0000\d.*a lower learning rate"):
         train_fold(job)
     assert load_checkpoint(job.folder / "last.safetensors").header.provenance.epoch == 1
 
@@ -152,14 +210,13 @@ def test_a_loss_that_is_not_finite_stops_with_the_cases(
 def test_published_encoder_weights_are_the_start(prepared: PreparedDataset, tmp_path: Path) -> None:
     """Weights of a three-channel encoder are loaded by name before the first step."""
     from kitsattn.blocks.resnet import ResNetEncoder
-    from kitsattn.checkpoint.weights import read_weights
 
     torch.manual_seed(7)
     published = ResNetEncoder(1, "basic", (1, 1, 1, 1), 8, 16).state_dict()
     save_file(published, tmp_path / "encoder.safetensors")
     job = replace(
         _job(prepared, tmp_path, recipe=replace(RECIPE, epochs=1, batches_per_epoch=1, learning_rate=1e-9)),
-        encoder_weights=read_weights(tmp_path / "encoder.safetensors"),
+        encoder_weights=tmp_path / "encoder.safetensors",
     )
     trained = load_checkpoint(train_fold(job)).model
     name = "layer3.0.conv2.weight"

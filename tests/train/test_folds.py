@@ -49,6 +49,7 @@ def test_the_file_is_written_once_in_nnunets_shape_and_then_honoured(tmp_path: P
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        ([], "holds no fold"),
         ({"train": []}, "must be a list of"),
         ([{"train": IDS[:2]}], "must be a list of"),
         ([{"train": IDS[:2], "val": IDS[1:3]}], "fold 0 of .* has 'case_00001' on both sides"),
@@ -61,3 +62,10 @@ def test_a_wrong_file_is_one_clear_line(tmp_path: Path, content: object, message
     write_json(tmp_path / SPLITS_FILE, content)
     with pytest.raises(KitsattnError, match=message):
         read_or_make_splits(tmp_path, IDS)
+
+
+def test_cases_that_a_file_leaves_out_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Cases that were prepared after the folds were made do not vanish without a word."""
+    read_or_make_splits(tmp_path, IDS[:10])
+    read_or_make_splits(tmp_path, IDS)
+    assert "2 prepared cases are in no fold (case_00010, …)" in caplog.text

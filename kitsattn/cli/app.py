@@ -1,0 +1,96 @@
+"""The application: its commands, its global options, and how it ends."""
+
+import logging
+import sys
+from typing import Annotated
+
+import typer
+from typer.core import TyperGroup
+
+from kitsattn import __version__
+from kitsattn.cli import demo, evaluate, models, predict, preprocess, train
+from kitsattn.cli.console import configure_logging
+from kitsattn.errors import KitsattnError
+from kitsattn.notices import RESEARCH_NOTICE
+
+_INTERRUPTED = 130
+
+_log = logging.getLogger(__name__)
+
+
+class _Commands(TyperGroup):
+    """The commands in the order of the work, and what their errors become."""
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]  # typer has its own click
+        """Return the names in the order of the usual work, not of their registration."""
+        del ctx
+        return ["preprocess", "train", "predict", "evaluate", "models", "demo"]
+
+    def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
+        """Run a command; a mistake the user can mend is one line and exit code 1, Ctrl-C exit code 130."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except KitsattnError as error:
+            sys.stderr.write(f"error: {error}\n")
+            raise typer.Exit(1) from None
+        except BrokenPipeError:
+            raise  # the reader of a pipe has gone: typer ends without a word
+        except OSError as error:
+            _log.debug("where this came from", exc_info=True)
+            where = "" if error.filename is None else f"{error.filename}: "
+            sys.stderr.write(f"error: {where}{error.strerror or error} (kitsattn -v shows where this came from)\n")
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            sys.stderr.write("interrupted: whatever was finished is kept, run the same command to go on\n")
+            raise typer.Exit(_INTERRUPTED) from None
+        return result
+
+
+app = typer.Typer(
+    name="kitsattn",
+    cls=_Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=RESEARCH_NOTICE,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"kitsattn {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def kitsattn(
+    *,
+    version: Annotated[  # noqa: ARG001 - handled by its callback
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Say only warnings and errors; no progress bars.")
+    ] = False,
+) -> None:
+    """Segment kidneys and kidney tumours in CT with an attention DeepLabv3+ on 2.5D input.
+
+    The usual order is preprocess, train, predict, evaluate; each works without paths on ./kitsattn-workspace.
+    New here? `kitsattn demo` runs all of it on made-up scans in about two minutes.
+    """
+    configure_logging(verbose=verbose, quiet=quiet)
+
+
+app.command("preprocess")(preprocess.preprocess)
+app.command("train")(train.train)
+app.command("predict")(predict.predict)
+app.add_typer(evaluate.app, name="evaluate")
+app.add_typer(models.app, name="models")
+app.command("demo")(demo.demo)
+
+
+def main() -> None:
+    """Run the application and exit: 0 on success, 1 on a mistake the user can mend, 2 on wrong usage, 130 on Ctrl-C."""
+    configure_logging(verbose=False, quiet=False)
+    app()

@@ -1,0 +1,147 @@
+"""The terminal: results on stdout, everything else on stderr; progress bars, log files, errors to exit codes."""
+
+import json
+import logging
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from kitsattn.errors import KitsattnError
+from kitsattn.jobs import Progress
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+    from rich.table import Table
+
+_PATIENCE_SECONDS = 2.0
+"""Work that ends sooner shows no progress bar."""
+
+_logger = logging.getLogger("kitsattn")
+
+
+def configure_logging(*, verbose: bool, quiet: bool) -> None:
+    """Send the package's log to stderr: INFO and above, DEBUG when verbose, WARNING when quiet."""
+    handler = _Terminal()
+    handler.setFormatter(_Formatter("%(message)s"))
+    handler.setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
+    _logger.handlers = [handler]
+    _logger.setLevel(logging.DEBUG)
+    _logger.propagate = False
+
+
+def say(message: str) -> None:
+    """Tell the user something that is not a result; goes to stderr and to the log file."""
+    _logger.info(message)
+
+
+def warn(message: str) -> None:
+    """Tell the user something that must not be missed, under -q neither; goes to stderr and to the log file."""
+    _logger.warning(message)
+
+
+def print_result(text: "str | Table") -> None:
+    """Print a result on stdout."""
+    if isinstance(text, str):
+        sys.stdout.write(text + "\n")
+        return
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 120).print(text)
+
+
+def print_json(content: Any) -> None:  # noqa: ANN401 - anything that json takes
+    """Print a result on stdout as bare JSON."""
+    sys.stdout.write(json.dumps(content, indent=2) + "\n")
+
+
+@contextmanager
+def log_file(path: Path) -> Iterator[None]:
+    """Write the package's log to a file as well, with times; an existing file is added to.
+
+    Raises:
+        KitsattnError: If the file cannot be opened.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handler = _LogFile(path, encoding="utf-8")
+    except OSError as error:
+        msg = f"{path} cannot be written ({error.strerror or error}): choose another --workspace, or mend this one"
+        raise KitsattnError(msg) from error
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    _logger.addHandler(handler)
+    _logger.debug("command: %s", " ".join(["kitsattn", *sys.argv[1:]]))
+    try:
+        yield
+    except BaseException:
+        _logger.debug("the command ended early", exc_info=True)
+        raise
+    finally:
+        _logger.removeHandler(handler)
+        with suppress(OSError):
+            handler.close()
+
+
+@contextmanager
+def progress_bars() -> Iterator[Progress]:
+    """Give a callback that draws a bar for each label on stderr, once its work has lasted two seconds.
+
+    Nothing is drawn where stderr is no terminal, or under -q.
+    """
+    if not sys.stderr.isatty() or _logger.handlers[0].level > logging.INFO:
+        yield _draw_nothing
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Task, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    class PatientBars(Bars):
+        def make_tasks_table(self, tasks: Iterable[Task]) -> "Table":
+            return super().make_tasks_table(task for task in tasks if (task.elapsed or 0.0) >= _PATIENCE_SECONDS)
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with PatientBars(*columns, console=Console(stderr=True), transient=True) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def draw(label: str, done: int, total: int, /) -> None:
+            if label not in tasks:
+                tasks[label] = bars.add_task(label, total=total)
+            bars.update(tasks[label], completed=done, total=total)
+            if done >= total:
+                bars.remove_task(tasks.pop(label))
+
+        yield draw
+
+
+class _Terminal(logging.StreamHandler[TextIO]):
+    """Writes to what is stderr at that moment; a terminal that has gone is no reason to stop."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        del record
+
+
+class _LogFile(logging.FileHandler):
+    """A log file; where it cannot be written, a full disk for example, the command goes on and says so itself."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        del record
+
+
+class _Formatter(logging.Formatter):
+    """Plain text for information, the level in front of anything worse."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return f"{record.levelname.lower()}: {text}" if record.levelno > logging.INFO else text
+
+
+def _draw_nothing(label: str, done: int, total: int, /) -> None:
+    """Draw nothing."""

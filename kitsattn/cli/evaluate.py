@@ -1,0 +1,112 @@
+"""`kitsattn evaluate`: scores of label maps, one subcommand a metric."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kitsattn.cli.console import print_json, print_result, progress_bars, say, warn
+from kitsattn.cli.options import JsonOption, WorkersOption, WorkspaceOption
+from kitsattn.errors import KitsattnError
+from kitsattn.jobs import available_cores
+from kitsattn.workspace import Workspace
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from kitsattn.evaluate.run import MatchedCases, Scores
+
+app = typer.Typer(help="Score predicted label maps against references.", no_args_is_help=True)
+
+
+@app.callback()
+def evaluate() -> None:
+    """Score predicted label maps against references, one subcommand a metric."""
+
+
+@app.command("dice")
+def dice(
+    *,
+    predictions: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="PRED",
+            help="Label map, or folder of them. (default: the newest run's held-out predictions)",
+            show_default=False,
+        ),
+    ] = None,
+    references: Annotated[
+        Path | None,
+        typer.Argument(metavar="REF", help="Label map, or folder; cases are matched by id.", show_default=False),
+    ] = None,
+    workers: WorkersOption = None,
+    workspace: WorkspaceOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Dice of kidney and tumour together (labels above 0) and of the tumour (label 2), as KiTS19 defines them.
+
+    A region that is empty in both label maps scores 1, in one of them 0. The composite is the mean of the two.
+
+    Example: kitsattn evaluate dice predictions/ kits19/data/
+    """
+    from kitsattn.evaluate.run import evaluate_dice, match_cases
+
+    if predictions is None:
+        matched = _held_out(Workspace.choose(workspace))
+    elif references is None:
+        msg = f"{predictions} needs references to be scored against: kitsattn evaluate dice {predictions} REF"
+        raise KitsattnError(msg)
+    else:
+        matched = match_cases(predictions, references)
+    with progress_bars() as progress:
+        scores = evaluate_dice(matched, workers=workers or available_cores(), progress=progress)
+    if scores.missing:
+        warn(f"no prediction, counted as empty: {', '.join(scores.missing)}")
+    if scores.surplus:
+        warn(f"no reference, left out: {', '.join(scores.surplus)}")
+    if json:
+        print_json(scores.to_json())
+    else:
+        print_result(_table(scores))
+
+
+def _held_out(workspace: Workspace) -> "MatchedCases":
+    """Return the newest run's held-out predictions with their references."""
+    from kitsattn.checkpoint.header import read_header
+    from kitsattn.evaluate.run import CasePair, MatchedCases
+    from kitsattn.preprocess.store import open_dataset
+    from kitsattn.train.folds import read_or_make_splits
+
+    pairs = []
+    for checkpoint in workspace.trained_runs()[0]:
+        folder = checkpoint.parent / "validation"
+        provenance = read_header(checkpoint)[0].provenance
+        dataset = open_dataset(workspace.preprocessed_dataset(provenance.dataset))
+        held_out = read_or_make_splits(dataset.folder, dataset.cases)[provenance.fold].held_out
+        found = [case_id for case_id in held_out if (folder / f"{case_id}.nii.gz").is_file()]
+        if not found:
+            say(f"fold {provenance.fold} has no held-out predictions yet and is left out")
+            continue
+        say(f"predictions: {folder}" + (" (SYNTHETIC phantoms)" * provenance.synthetic))
+        for case_id in held_out:
+            prediction = folder / f"{case_id}.nii.gz" if case_id in found else None
+            pairs.append(CasePair(case_id, prediction, dataset.sources[case_id].labels))
+    if not pairs:
+        msg = "the newest run has no held-out predictions yet: let `kitsattn train` finish, or name PRED and REF"
+        raise KitsattnError(msg)
+    return MatchedCases(tuple(pairs))
+
+
+def _table(scores: "Scores") -> "Table":
+    from rich.table import Table
+
+    from kitsattn.evaluate.overlap import EMPTY_RULE
+
+    regions = list(scores.mean)
+    title = f"Dice, KiTS19 regions; composite {scores.composite:.4f}"
+    table = Table("case", *regions, title=title, caption=EMPTY_RULE)
+    for case in scores.cases:
+        table.add_row(case.case, *(f"{case.regions[region]['dice']:.4f}" for region in regions))
+    table.add_section()
+    table.add_row("mean", *(f"{scores.mean[region]['dice']:.4f}" for region in regions))
+    return table

@@ -1,0 +1,89 @@
+"""`kitsattn models`: the registered networks, and what a checkpoint says of itself."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kitsattn.cli.console import print_json, print_result
+from kitsattn.cli.options import JsonOption
+
+app = typer.Typer(help="List the networks, or describe a network or a checkpoint.", no_args_is_help=True)
+
+
+@app.command("list")
+def list_models(*, json: JsonOption = False) -> None:
+    """List the registered networks with their parameters.
+
+    Example: kitsattn models list
+    """
+    from rich.table import Table
+
+    from kitsattn.models import model_names
+
+    rows = [_network(name) for name in model_names()]
+    if json:
+        print_json([{key: row[key] for key in ("name", "parameters")} for row in rows])
+        return
+    table = Table("name", "parameters", "slices")
+    for row in rows:
+        table.add_row(row["name"], f"{row['parameters'] / 1e6:.1f} M", str(row["config"]["slices"]))
+    print_result(table)
+
+
+@app.command("describe")
+def describe(
+    *,
+    what: Annotated[str, typer.Argument(metavar="NAME|FILE", help="A network's name, or a checkpoint.")],
+    json: JsonOption = False,
+) -> None:
+    """Describe a network by its settings, or a checkpoint by its header: model, plan, labels, provenance.
+
+    Example: kitsattn models describe kitsattn-workspace/runs/demo/fold_0/best.safetensors
+    """
+    is_file = what.endswith(".safetensors") or Path(what).is_file()
+    content = _checkpoint(Path(what)) if is_file else _network(what)
+    if json:
+        print_json(content)
+    else:
+        print_result("\n".join(_lines(content)))
+
+
+def _network(name: str) -> dict[str, Any]:
+    import torch
+
+    from kitsattn.config import to_json
+    from kitsattn.models import build_model, model_entry
+
+    config = model_entry(name).config
+    with torch.device("meta"):
+        parameters = sum(parameter.numel() for parameter in build_model(name).parameters())
+    return {"name": name, "parameters": parameters, "config": to_json(config)}
+
+
+def _checkpoint(path: Path) -> dict[str, Any]:
+    from kitsattn.checkpoint.header import FORMAT, MODEL_PREFIX, read_header
+    from kitsattn.config import to_json
+
+    header, tensors = read_header(path)
+    values = sum(_size(info.shape) for name, info in tensors.items() if name.startswith(MODEL_PREFIX))
+    content = to_json(header)
+    resumable = content.pop("training") is not None
+    return {"file": str(path), "format": FORMAT, **content, "values": values, "resumable": resumable}
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for length in shape:
+        size *= length
+    return size
+
+
+def _lines(content: dict[str, Any], indent: str = "") -> list[str]:
+    lines = []
+    for key, value in content.items():
+        if isinstance(value, dict):
+            lines += [f"{indent}{key}:", *_lines(value, indent + "  ")]
+        else:
+            lines.append(f"{indent}{key}: {value}")
+    return lines

@@ -1,0 +1,45 @@
+"""Options that several commands share, with the same name, type and help everywhere."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Device(StrEnum):
+    """Choices of --device."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+    mps = "mps"
+
+
+class Precision(StrEnum):
+    """Choices of --precision."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+WorkspaceOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--workspace",
+        metavar="DIR",
+        help="Folder of all default paths. (default: $KITSATTN_WORKSPACE, else ./kitsattn-workspace)",
+        show_default=False,
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print bare JSON on stdout instead of text.")]
+DeviceOption = Annotated[Device, typer.Option(help="Where to run; auto takes a CUDA GPU, else Apple's, else the CPU.")]
+PrecisionOption = Annotated[
+    Precision, typer.Option(help="Number format; auto takes bf16 where the device computes it natively.")
+]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
+WorkersOption = Annotated[
+    int | None, typer.Option(min=1, help="Worker processes. (default: one a core)", show_default=False)
+]

@@ -1,0 +1,352 @@
+"""The commands as people type them, each doing its job."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import typer.main
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+from typer.testing import Result
+
+import kitsattn
+from kitsattn.cli.app import app
+from kitsattn.files import read_json, write_json
+from kitsattn.models import model_names
+from kitsattn.notices import RESEARCH_NOTICE, SYNTHETIC_MODEL_NOTICE
+
+Command = Callable[..., Result]
+Process = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def _all_commands() -> list[list[str]]:
+    """Return the words of every command of the application, however deep, without the groups."""
+
+    def walk(node: Any, words: list[str]) -> list[list[str]]:
+        children = getattr(node, "commands", None)
+        if children is None:
+            return [words]
+        return [path for name, child in children.items() for path in walk(child, [*words, name])]
+
+    return walk(typer.main.get_command(app), [])
+
+
+@pytest.mark.parametrize("words", _all_commands(), ids=" ".join)
+def test_help_shows_an_example(command: Command, words: list[str]) -> None:
+    """`--help` of every command is on stdout alone, with an example that starts as the command does."""
+    result = command(*words, "--help")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert f"Example: kitsattn {' '.join(words)}" in result.stdout
+
+
+@pytest.mark.parametrize("words", [[], ["predict"], ["demo"]], ids=" ".join)
+def test_help_says_what_the_package_is_not(command: Command, words: list[str]) -> None:
+    """The application and the commands that people may read as advice say that it is for research."""
+    shown = " ".join(command(*words, "--help").stdout.split())
+    assert RESEARCH_NOTICE.rstrip(".") in shown
+
+
+def test_help_lists_the_commands_in_the_order_of_the_work(command: Command) -> None:
+    """preprocess, train, predict, evaluate, then what helps."""
+    shown = command("--help").stdout
+    places = [shown.index(f"│ {name} ") for name in ("preprocess", "train", "predict", "evaluate", "models", "demo")]
+    assert places == sorted(places)
+
+
+def test_version(command: Command) -> None:
+    """`--version` prints name and version, and nothing else."""
+    result = command("--version")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, f"kitsattn {kitsattn.__version__}\n", "")
+
+
+def test_the_way_from_raw_to_scores_without_any_path(
+    command: Command, kits_folder: Path, tmp_path: Path, settings: Callable[..., list[str]]
+) -> None:
+    """Each command finds what the one before left in ./kitsattn-workspace, and prints the default paths it used."""
+    home = Path("kitsattn-workspace")
+    raw = home / "raw" / "painted"
+    shutil.copytree(kits_folder, raw)
+    description = read_json(raw / "kitsattn-dataset.json")
+    write_json(raw / "kitsattn-dataset.json", {**description, "synthetic": False})
+    scan = raw / "case_00000" / "imaging.nii.gz"
+
+    prepared = command("preprocess", "--workers", "1")
+    assert prepared.exit_code == 0
+    assert prepared.stdout == f"6 cases prepared in {home / 'preprocessed' / 'painted'}\n"
+    assert f"data set: {raw}\n" in prepared.stderr
+    assert prepared.stderr.endswith("next: kitsattn train --fold 0\n")
+
+    options = settings(epochs=1, batches=1)
+    trained = command("train", "--fold", "0", *options)
+    run = home / "runs" / "painted-attention-deeplab-tiny-recipe"
+    assert trained.exit_code == 0
+    assert f"data set: {home / 'preprocessed' / 'painted'} (6 cases); run: {run}\n" in trained.stderr
+    assert str(run / "fold_0" / "best.safetensors") in trained.stdout
+    assert str(run / "fold_0" / "report.html") in trained.stdout
+    kept = {"best.safetensors", "last.safetensors", "journal.jsonl", "report.html", "validation"}
+    assert {path.name for path in (run / "fold_0").iterdir()} == kept
+    held_out = sorted(path.name.removesuffix(".nii.gz") for path in (run / "fold_0" / "validation").glob("*.nii.gz"))
+    assert len(held_out) == 2
+
+    predicted = command("predict", scan, "--device", "cpu", "--precision", "fp32")
+    assert predicted.exit_code == 0
+    output = home / "predictions" / "imaging.nii.gz"
+    assert predicted.stdout.startswith(f"{output}: kidney ")
+    assert f"output: {output}\n" in predicted.stderr
+    assert f"model: {run / 'fold_0' / 'best.safetensors'}\n" in predicted.stderr
+    assert output.is_file()
+
+    scored = command("evaluate", "dice", "--workers", "1")
+    assert scored.exit_code == 0
+    assert scored.stderr == f"predictions: {run / 'fold_0' / 'validation'}\n"
+    assert all(case in scored.stdout for case in [*held_out, "mean", "composite", "kidney_and_tumour"])
+
+
+def test_all_folds_are_trained_predicted_with_and_scored(
+    command: Command, home: Path, tmp_path: Path, settings: Callable[..., list[str]]
+) -> None:
+    """`--fold all` holds out every case once; `predict` then averages the five, `evaluate` scores all six cases."""
+    shutil.copytree(home / "preprocessed", tmp_path / "ws" / "preprocessed")
+    trained = command("train", "--fold", "all", *settings(), "--run", "five", "--workspace", "ws", "--json")
+    assert trained.exit_code == 0
+    content = json.loads(trained.stdout)
+    run = Path("ws") / "runs" / "five"
+    folds = {str(fold): str(run / f"fold_{fold}" / "best.safetensors") for fold in range(5)}
+    assert (content["run"], content["checkpoints"]) == (str(run), folds)
+    every = [f"case_0000{number}" for number in range(6)]
+    assert sorted(case["case"] for case in content["cases"]) == every
+
+    scan = home / "raw" / "painted" / "case_00000" / "imaging.nii.gz"
+    predicted = command("predict", scan, "out.nii.gz", "--workspace", "ws", "--device", "cpu", "--precision", "fp32")
+    assert f"model: {', '.join(folds.values())}\n" in predicted.stderr
+    scored = command("evaluate", "dice", "--workspace", "ws", "--workers", "1", "--json")
+    assert sorted(case["case"] for case in json.loads(scored.stdout)["cases"]) == every
+
+
+def test_json_is_all_that_is_on_stdout(command: Command, home: Path, checkpoint: Path, scan: Path) -> None:
+    """With --json each command prints one JSON value with its results, and nothing else on stdout."""
+    commands: dict[str, list[str | Path]] = {
+        "preprocess": ["preprocess", "--workers", "1"],
+        "predict": ["predict", scan, "out.nii.gz", "--model", checkpoint, "--device", "cpu", "--precision", "fp32"],
+        "dice": ["evaluate", "dice", "--workers", "1"],
+        "list": ["models", "list"],
+        "network": ["models", "describe", "attention-deeplab-tiny"],
+        "file": ["models", "describe", checkpoint],
+    }
+    found = {}
+    for name, words in commands.items():
+        place = [] if words[0] == "models" else ["--workspace", home]
+        result = command(*words, *place, "--json")
+        assert result.exit_code == 0
+        found[name] = json.loads(result.stdout)
+    cases = [f"case_0000{number}" for number in range(6)]
+    folder = str(home / "preprocessed" / "painted")
+    assert found["preprocess"] == {"dataset": "painted", "folder": folder, "cases": cases}
+    assert (found["predict"]["input"], found["predict"]["output"]) == (str(scan), "out.nii.gz")
+    assert found["predict"]["volumes_ml"]["kidney"] > 0
+    assert (found["predict"]["synthetic"], found["predict"]["notes"]) == (False, [])
+    assert 0 < found["dice"]["mean"]["kidney_and_tumour"]["dice"] <= 1
+    assert [network["name"] for network in found["list"]] == model_names()
+    assert found["network"]["config"]["classes"] == 3
+    assert (found["file"]["format"], found["file"]["model"]) == ("kitsattn/1", "attention-deeplab-tiny")
+    assert found["file"]["provenance"]["dataset"] == "painted"
+
+
+def test_text_results_are_on_stdout(command: Command, checkpoint: Path) -> None:
+    """`models list` names every network, `models describe` says where a checkpoint comes from."""
+    listed = command("models", "list")
+    assert listed.stderr == ""
+    assert all(name in listed.stdout for name in model_names())
+    described = command("models", "describe", checkpoint)
+    assert described.stderr == ""
+    assert f"file: {checkpoint}\n" in described.stdout
+    assert "  dataset: painted\n" in described.stdout
+    assert "  synthetic: False\n" in described.stdout
+
+
+def test_a_checkpoint_is_described_by_content_not_by_suffix(command: Command, checkpoint: Path) -> None:
+    """A file is a file, whatever its name."""
+    shutil.copy(checkpoint, "weights.bin")
+    result = command("models", "describe", "weights.bin", "--json")
+    assert json.loads(result.stdout)["model"] == "attention-deeplab-tiny"
+
+
+def test_describing_a_checkpoint_needs_no_torch(process: Process, checkpoint: Path) -> None:
+    """`models describe FILE` reads the header with the standard library."""
+    program = (
+        "import sys\n"
+        "from kitsattn.cli.app import app\n"
+        "app(standalone_mode=False)\n"
+        "heavy = [name for name in ('torch', 'numpy', 'nibabel') if name in sys.modules]\n"
+        "sys.exit(f'loaded {heavy}' if heavy else 0)\n"
+    )
+    run = process("models", "describe", checkpoint, "--json", program=program)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert json.loads(run.stdout)["file"] == str(checkpoint)
+
+
+def test_the_workspace_is_the_option_then_the_environment(
+    command: Command, kits_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--workspace` goes before $KITSATTN_WORKSPACE, which goes before ./kitsattn-workspace."""
+    monkeypatch.setenv("KITSATTN_WORKSPACE", "of-the-environment")
+    for arguments, place in (([], "of-the-environment"), (["--workspace", "of-the-option"], "of-the-option")):
+        result = command("preprocess", kits_folder, "--workers", "1", *arguments, "--json")
+        assert json.loads(result.stdout)["folder"] == str(Path(place) / "preprocessed" / "painted")
+        assert (Path(place) / "preprocessed" / "painted" / "dataset.json").is_file()
+    assert not Path("kitsattn-workspace").exists()
+
+
+def test_runs_leave_a_log_in_their_folder(home: Path) -> None:
+    """Preprocessing and training write what they were asked and what they did, with times."""
+    for path, done in (
+        (home / "preprocessed" / "painted" / "preprocess.log", "6 cases to prepare"),
+        (home / "runs" / "first" / "train.log", "fold 0: epoch 3 of 3"),
+    ):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        assert "command: kitsattn" in lines[0]
+        assert all(line[:4].isdecimal() and line[4] == "-" for line in lines)
+        assert any(done in line for line in lines)
+
+
+def test_prepared_cases_are_kept_unless_told(command: Command, kits_folder: Path) -> None:
+    """A second `preprocess` does nothing; --restart prepares every case again."""
+    said = [command("preprocess", kits_folder, "--workers", "1", *more).stderr for more in ([], [], ["--restart"])]
+    assert "6 cases to prepare, 0 finished already" in said[0]
+    assert "0 cases to prepare, 6 finished already" in said[1]
+    assert "6 cases to prepare, 0 finished already" in said[2]
+
+
+def _write(path: Path, data: np.ndarray, affine: np.ndarray) -> Path:
+    image = nib.Nifti1Image(data, affine)
+    image.header.set_xyzt_units("mm", "sec")
+    image.set_sform(affine, code="scanner")
+    image.set_qform(affine, code="aligned")
+    nib.save(image, path)
+    return path
+
+
+def _load(path: Path) -> nib.Nifti1Image:
+    image = nib.load(path)
+    assert isinstance(image, nib.Nifti1Image)
+    return image
+
+
+@pytest.mark.parametrize("axes", ["IPL", "RAS", "LPS", "ASL"])
+def test_the_output_lies_on_the_grid_of_the_input(
+    command: Command, checkpoint: Path, painted: tuple[np.ndarray, np.ndarray], axes: str
+) -> None:
+    """Whatever way the file's axes run, the output has its shape, affine and units, and the same labels in the world.
+
+    The first is KiTS19's own way; the reference is its label map, turned by nibabel.
+    """
+    data, affine = painted
+    options = ["--model", checkpoint, "--device", "cpu", "--precision", "fp32"]
+    command("predict", _write(Path("as_painted.nii.gz"), data, affine), "reference.nii.gz", *options)
+    reference = _load(Path("reference.nii.gz"))
+    assert nib.aff2axcodes(reference.affine) == ("I", "P", "L")
+    assert set(np.unique(np.asarray(reference.dataobj))) >= {0, 1}
+
+    turn = ornt_transform(io_orientation(affine), axcodes2ornt(axes))
+    turned = nib.Nifti1Image(data, affine).as_reoriented(turn)
+    source = _load(_write(Path("turned.nii"), np.asarray(turned.dataobj), turned.affine))
+    assert command("predict", "turned.nii", "labels.nii.gz", *options).exit_code == 0
+    labels = _load(Path("labels.nii.gz"))
+    assert "".join(nib.aff2axcodes(labels.affine)) == axes
+    assert labels.shape == source.shape
+    np.testing.assert_array_equal(labels.affine, source.affine)
+    assert labels.get_data_dtype() == np.uint8
+    for key in ("pixdim", "xyzt_units", "sform_code", "qform_code"):
+        np.testing.assert_array_equal(labels.header[key], source.header[key])
+    np.testing.assert_array_equal(
+        np.asarray(labels.dataobj), np.asarray(reference.as_reoriented(turn).dataobj), err_msg=axes
+    )
+
+
+def test_an_existing_output_is_kept_unless_told(command: Command, checkpoint: Path, scan: Path) -> None:
+    """Without --overwrite the command ends before it reads anything; with it the output is replaced."""
+    output = Path("out.nii.gz")
+    output.write_bytes(b"precious")
+    refused = command("predict", "no-scan-is-read", output, "--model", "no-model-is-read")
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert refused.stderr == "error: out.nii.gz exists already: choose another name, or add --overwrite to replace it\n"
+    assert output.read_bytes() == b"precious"
+    replaced = command(
+        *("predict", scan, output, "--model", checkpoint, "--overwrite", "--device", "cpu", "--precision", "fp32")
+    )
+    assert replaced.exit_code == 0
+    assert _load(output).shape == _load(scan).shape
+
+
+def test_a_model_of_phantoms_is_used_only_by_name(command: Command, synthetic: Path, scan: Path) -> None:
+    """Unnamed it is refused, though it is the newest; named, stderr, JSON and the output's header say SYNTHETIC."""
+    refused = command("-q", "predict", scan, "out.nii.gz")
+    assert refused.exit_code == 1
+    assert "trained on synthetic phantoms" in refused.stderr
+    assert "--model kitsattn-workspace/runs/phantoms/fold_0/best.safetensors" in refused.stderr
+    assert not Path("out.nii.gz").exists()
+
+    options = ["--model", synthetic, "--device", "cpu", "--precision", "fp32"]
+    used = command("-q", "predict", scan, "out.nii.gz", *options, "--json")
+    assert used.exit_code == 0
+    assert used.stderr == f"warning: {SYNTHETIC_MODEL_NOTICE}\n"
+    assert json.loads(used.stdout)["synthetic"] is True
+    header = _load(Path("out.nii.gz")).header
+    assert b"kitsattn" in bytes(header["descrip"])
+    (note,) = header.extensions
+    assert json.loads(note.get_content()) == {
+        "made_by": f"kitsattn {kitsattn.__version__}",
+        "use": RESEARCH_NOTICE,
+        "labels": {"background": 0, "kidney": 1, "tumour": 2},
+        "model": "attention-deeplab-tiny",
+        "checkpoints": ["best.safetensors"],
+        "training_data": "painted",
+        "synthetic": True,
+        "warning": SYNTHETIC_MODEL_NOTICE,
+    }
+
+
+def test_an_offset_of_1024_is_mended_and_reported(
+    command: Command, checkpoint: Path, painted: tuple[np.ndarray, np.ndarray]
+) -> None:
+    """Unsigned CT values give the label map of the scan in HU; stderr and JSON say what was done."""
+    data, affine = painted
+    in_hu = np.maximum(data, -1024)
+    options = ["--model", checkpoint, "--device", "cpu", "--precision", "fp32", "--json"]
+    _write(Path("hu.nii.gz"), in_hu, affine)
+    _write(Path("offset.nii.gz"), in_hu + np.int16(1024), affine)
+    plain = command("-q", "predict", "hu.nii.gz", "plain.nii.gz", *options)
+    assert (plain.exit_code, plain.stderr) == (0, "")
+    mended = command("-q", "predict", "offset.nii.gz", "mended.nii.gz", *options)
+    assert mended.exit_code == 0
+    note = "The values had an offset of 1024; it was subtracted to get HU."
+    assert mended.stderr == f"warning: offset.nii.gz: {note}\n"
+    assert json.loads(mended.stdout)["notes"] == [note]
+    expected, found = (np.asarray(_load(Path(name)).dataobj) for name in ("plain.nii.gz", "mended.nii.gz"))
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_two_label_maps_are_scored(command: Command, home: Path) -> None:
+    """`evaluate dice PRED REF` of a label map against itself is 1."""
+    labels = home / "raw" / "painted" / "case_00002" / "segmentation.nii.gz"
+    result = command("evaluate", "dice", labels, labels, "--json", "--workers", "1")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert json.loads(result.stdout)["composite"] == 1
+
+
+def test_a_missing_prediction_is_told_even_when_quiet(command: Command, home: Path) -> None:
+    """A case that counts as empty lowers the mean, so that it must not go unseen."""
+    raw = home / "raw" / "painted"
+    shutil.copytree(raw / "case_00002", Path("predictions") / "case_00002")
+    shutil.copytree(raw / "case_00002", Path("predictions") / "case_00099")
+    result = command("-q", "evaluate", "dice", "predictions", raw, "--workers", "1", "--json")
+    assert result.stderr.splitlines() == [
+        "warning: no prediction, counted as empty: case_00000, case_00001, case_00003, case_00004, case_00005",
+        "warning: no reference, left out: case_00099",
+    ]
+    assert json.loads(result.stdout)["mean"]["tumour"]["dice"] == pytest.approx(1 / 6)

@@ -1,0 +1,192 @@
+"""What goes where: results on stdout, everything else on stderr, bars on terminals only, and how errors end."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import Result
+
+from kitsattn.cli import console
+from kitsattn.errors import KitsattnError
+
+Command = Callable[..., Result]
+Process = Callable[..., subprocess.CompletedProcess[str]]
+
+ESCAPE = "\x1b"
+ERASE_LINE = re.compile(r"\x1b\[2K")
+STYLE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+BAR = "━"
+
+IMPATIENT = """
+from kitsattn.cli import app, console
+console._PATIENCE_SECONDS = 0.0
+app.main()
+"""
+WORK = """
+import sys, time
+from kitsattn.cli import console
+console._PATIENCE_SECONDS = float(sys.argv[1])
+console.configure_logging(verbose=False, quiet=False)
+with console.progress_bars() as progress:
+    progress("work", 1, 3)
+    time.sleep(0.4)
+    console.say("in between")
+    time.sleep(0.4)
+    progress("work", 3, 3)
+console.say("at the end")
+"""
+
+
+def _on_terminal(program: str, *arguments: str | Path) -> tuple[int, str, str]:
+    """Run Python with a terminal as its stderr; return exit code, stdout, and all that the terminal got."""
+    pty = pytest.importorskip("pty")
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        env=environment,
+        text=True,
+    ) as process:
+        os.close(theirs)
+        got = b""
+        while True:
+            try:
+                piece = os.read(ours, 4096)
+            except OSError:  # how Linux says that the other side is closed
+                piece = b""
+            if not piece:
+                break
+            got += piece
+        os.close(ours)
+        assert process.stdout is not None
+        stdout = process.stdout.read()
+    return process.returncode, stdout, got.decode()
+
+
+def test_bars_are_drawn_on_a_terminal_and_results_stay_clean(kits_folder: Path) -> None:
+    """`preprocess` shows its steps on stderr while they run, and its result alone on stdout."""
+    code, stdout, terminal = _on_terminal(IMPATIENT, "preprocess", kits_folder, "--workers", "1", "--restart")
+    assert code == 0
+    assert stdout == "6 cases prepared in kitsattn-workspace/preprocessed/painted\n"
+    assert BAR in terminal
+    assert "cases" in terminal
+
+
+def test_no_bars_without_a_terminal(process: Process, kits_folder: Path) -> None:
+    """A pipe or a file gets plain lines."""
+    run = process("preprocess", kits_folder, "--workers", "1", program=IMPATIENT)
+    assert run.returncode == 0
+    assert "6 cases to prepare" in run.stderr
+    assert ESCAPE not in run.stderr
+    assert BAR not in run.stderr
+
+
+def test_quiet_shows_neither_bars_nor_information(kits_folder: Path) -> None:
+    """With -q only warnings and errors are told, on a terminal too; the result is still printed."""
+    code, stdout, terminal = _on_terminal(IMPATIENT, "-q", "preprocess", kits_folder, "--workers", "1")
+    assert (code, terminal) == (0, "")
+    assert stdout.startswith("6 cases prepared")
+
+
+def test_messages_stand_above_the_bar() -> None:
+    """A message while a bar is drawn has a line of its own, and the bar is gone in the end."""
+    code, _, terminal = _on_terminal(WORK, "0")
+    assert code == 0
+    shown = [STYLE.sub("", ERASE_LINE.split(line)[-1]).strip("\r") for line in terminal.split("\r\n")]
+    assert "in between" in shown
+    assert "at the end" in shown
+    assert any(BAR in piece and "work" in piece and "1/3" in piece for piece in ERASE_LINE.split(terminal))
+
+
+def test_work_that_ends_soon_shows_no_bar() -> None:
+    """A bar appears by itself once its work has lasted, not before."""
+    assert console._PATIENCE_SECONDS == 2
+    assert BAR not in _on_terminal(WORK, "2")[2]
+    assert BAR in _on_terminal(WORK, "0.2")[2]
+
+
+def test_verbose_says_more(command: Command, kits_folder: Path) -> None:
+    """With -v the messages of the log file are on stderr too."""
+    assert "command: kitsattn" not in command("preprocess", kits_folder, "--workers", "1").stderr
+    assert "command: kitsattn" in command("-v", "preprocess", kits_folder, "--workers", "1").stderr
+
+
+def test_the_log_says_how_a_command_ended(command: Command, kits_folder: Path) -> None:
+    """What a user is told in one line is in the log with all that led to it."""
+    Path("plan.json").write_text("[]", encoding="utf-8")
+    result = command("preprocess", kits_folder, "--plan", "plan.json", "--workers", "1")
+    assert result.exit_code == 1
+    assert "Traceback" not in result.stderr
+    log = Path("kitsattn-workspace", "preprocessed", "painted", "preprocess.log").read_text(encoding="utf-8")
+    assert "the command ended early\nTraceback" in log
+    assert "KitsattnError: plan.json" in log
+
+
+def test_a_log_that_cannot_be_opened_is_a_mistake_to_mend() -> None:
+    """A file where its folder should be."""
+    Path("file").touch()
+    with (
+        pytest.raises(KitsattnError, match=r"file/run/train\.log cannot be written"),
+        console.log_file(Path("file", "run", "train.log")),
+    ):
+        pytest.fail("the work must not begin")
+
+
+def test_what_the_system_refuses_is_one_line(
+    command: Command, kits_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of the operating system that no room foresaw names its file; -v shows where it came from."""
+
+    def refuse(folder: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr("kitsattn.datasets.kits.find_dataset", refuse)
+    result = command("preprocess", kits_folder)
+    line = f"error: {kits_folder}: Permission denied (kitsattn -v shows where this came from)\n"
+    assert (result.exit_code, result.stdout, result.stderr) == (1, "", line)
+    verbose = command("-v", "preprocess", kits_folder).stderr
+    assert "Traceback" in verbose
+    assert verbose.endswith(line)
+
+
+def test_a_defect_of_the_program_is_not_dressed_up(
+    command: Command, kits_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What no user can mend keeps its traceback."""
+
+    def fail(folder: Path) -> None:
+        msg = f"never thought of {folder}"
+        raise ZeroDivisionError(msg)
+
+    monkeypatch.setattr("kitsattn.datasets.kits.find_dataset", fail)
+    with pytest.raises(ZeroDivisionError):
+        command("preprocess", kits_folder)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("more", [[], ["--json"]], ids=["text", "json"])
+def test_a_result_that_does_not_fit_on_the_disk_is_one_line(
+    process: Process, checkpoint: Path, more: list[str]
+) -> None:
+    """`kitsattn … > FILE` on a full disk does not end as if all were well."""
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        run = process("models", "describe", checkpoint, *more, stdout=full)
+    assert run.returncode == 1
+    assert run.stderr == "error: No space left on device (kitsattn -v shows where this came from)\n"
+
+
+def test_a_reader_that_has_gone_is_no_error_to_tell(process: Process, checkpoint: Path) -> None:
+    """`kitsattn … | head` ends without a word on stderr."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    run = process("models", "describe", checkpoint, stdout=writer)
+    os.close(writer)
+    assert run.returncode == 1
+    assert run.stderr == ""

@@ -1,0 +1,123 @@
+"""Ctrl-C, sent as a terminal sends it: to the command and all processes it has started."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import Result
+
+from kitsattn.checkpoint.file import load_checkpoint
+
+Command = Callable[..., Result]
+Settings = Callable[..., list[str]]
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no process groups to send SIGINT to")
+
+SLOW_PREDICTION = """
+import pathlib, time
+import kitsattn.predict.run as run
+from kitsattn.cli.app import main
+
+def never_ready(*arguments, **options):
+    pathlib.Path("predicting").touch()
+    time.sleep(60)
+
+run.predict_block = never_ready
+main()
+"""
+
+
+def _interrupt(start: list[str], arguments: list[str], *, when: Callable[[], bool]) -> None:
+    """Run a command, send Ctrl-C to its group once `when` holds, and check that it ends in one line."""
+    process = subprocess.Popen(
+        [sys.executable, *start, "-q", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not when():
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline, "the command never came so far"
+            time.sleep(0.005)
+        os.killpg(process.pid, signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert (process.returncode, stdout) == (130, "")
+    assert stderr == "interrupted: whatever was finished is kept, run the same command to go on\n"
+
+
+def _remains() -> list[Path]:
+    return [path for path in Path().rglob("*") if ".part." in path.name]
+
+
+def test_a_training_is_interrupted_and_goes_on(command: Command, home: Path, settings: Settings) -> None:
+    """The checkpoint and the journal are those of the last finished epoch, and no epoch is missing afterwards."""
+    place = Path("kitsattn-workspace")
+    shutil.copytree(home / "preprocessed", place / "preprocessed")
+    journal = place / "runs" / "stopped" / "fold_0" / "journal.jsonl"
+    arguments = ["train", *settings(epochs=10, batches=6), "--run", "stopped"]
+
+    with_worker = [*arguments, "--workers", "1"]
+    _interrupt(["-m", "kitsattn"], with_worker, when=lambda: journal.exists() and journal.read_bytes().count(b"\n") > 1)
+    assert _remains() == []
+    finished = [json.loads(line)["epoch"] for line in journal.read_text(encoding="utf-8").splitlines()]
+    saved = load_checkpoint(journal.with_name("last.safetensors")).header.provenance.epoch
+    assert 2 <= saved < 10
+    assert finished == list(range(1, len(finished) + 1))
+    # Between the checkpoint and its line in the journal there is a moment.
+    assert saved - len(finished) in {0, 1}
+
+    result = command(*arguments)
+    assert result.exit_code == 0, result.stderr
+    assert f"resuming after epoch {saved} of 10" in result.stderr
+    assert (journal.parent / "validation" / "summary.json").is_file()
+    again = [json.loads(line)["epoch"] for line in journal.read_text(encoding="utf-8").splitlines()]
+    assert set(again) >= set(range(saved + 1, 11))
+    assert again == sorted(set(again))
+
+
+def test_a_prediction_is_interrupted_and_can_be_repeated(command: Command, checkpoint: Path, scan: Path) -> None:
+    """The earlier output stays as it was until a whole one takes its place."""
+    Path("out.nii.gz").write_bytes(b"precious")
+    arguments = ["predict", str(scan), "out.nii.gz", "--overwrite", "--model", str(checkpoint), "--device", "cpu"]
+    _interrupt(["-c", SLOW_PREDICTION], arguments, when=Path("predicting").exists)
+    assert sorted(path.name for path in Path().iterdir()) == ["out.nii.gz", "predicting", "scan.nii.gz"]
+    assert Path("out.nii.gz").read_bytes() == b"precious"
+    assert command(*arguments).exit_code == 0
+    assert Path("out.nii.gz").stat().st_size > len(b"precious")
+
+
+def test_preprocessing_is_interrupted_and_goes_on(command: Command, kits_folder: Path, tmp_path: Path) -> None:
+    """The processes end silently, finished cases are kept, and what a process left half-written is tidied away."""
+    sources = sorted(kits_folder.glob("case_*"))
+    raw = tmp_path / "raw"  # absolute: processes that an earlier test has started lie in another folder
+    raw.mkdir()
+    for number in range(48):
+        (raw / f"case_{number:05}").symlink_to(sources[number % len(sources)])
+    folder = tmp_path / "workspace" / "preprocessed" / "raw"
+    arguments = ["preprocess", str(raw), "--workspace", str(tmp_path / "workspace"), "--workers", "2"]
+
+    _interrupt(["-m", "kitsattn"], arguments, when=lambda: len(list(folder.glob("cases/case_?????.json"))) > 2)
+    assert not (folder / "dataset.json").exists()
+    finished = len(list(folder.glob("cases/case_?????.json")))
+    assert 2 < finished < 48
+    (folder / "cases" / ".0000.part.case_00047.b2nd").touch()
+
+    result = command(*arguments)
+    assert result.exit_code == 0, result.stderr
+    assert f"{48 - finished} cases to prepare, {finished} finished already" in result.stderr
+    assert (folder / "dataset.json").exists()
+    assert _remains() == []
