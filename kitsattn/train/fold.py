@@ -154,8 +154,9 @@ def train_fold(job: FoldJob, *, resume: bool = True, progress: Progress = silent
 @contextmanager
 def _interruptible_between_batches() -> Iterator[Callable[[], None]]:
     """Hold a Ctrl-C back until the function that is given is called, so that no step is torn; a second ends at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: None  # only the main thread may say what a signal does
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        yield lambda: None  # only the main thread may say what a signal does, and a background job ignores it
         return
     asked = False
 

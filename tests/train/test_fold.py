@@ -158,11 +158,14 @@ def test_an_interrupt_waits_for_the_end_of_the_step(prepared: PreparedDataset, t
         signal.raise_signal(signal.SIGINT)
         reported.append(done)
 
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        train_fold(job, progress=press)
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train_fold(job, progress=press)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, inherited)
     assert reported == [1]
-    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_beginning_again_forgets_what_was_there(prepared: PreparedDataset, tmp_path: Path) -> None:
