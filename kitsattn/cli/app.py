@@ -9,7 +9,7 @@ from typer.core import TyperGroup
 
 from kitsattn import __version__
 from kitsattn.cli import demo, evaluate, models, predict, preprocess, train
-from kitsattn.cli.console import configure_logging
+from kitsattn.cli.console import configure_logging, drop_stream
 from kitsattn.errors import KitsattnError
 from kitsattn.notices import RESEARCH_NOTICE
 
@@ -37,6 +37,7 @@ class _Commands(TyperGroup):
         except BrokenPipeError:
             raise  # the reader of a pipe has gone: typer ends without a word
         except OSError as error:
+            drop_stream(sys.stdout)
             _log.debug("where this came from", exc_info=True)
             where = "" if error.filename is None else f"{error.filename}: "
             sys.stderr.write(f"error: {where}{error.strerror or error} (kitsattn -v shows where this came from)\n")

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -54,6 +55,12 @@ def print_result(text: "str | Table") -> None:
 def print_json(content: Any) -> None:  # noqa: ANN401 - anything that json takes
     """Print a result on stdout as bare JSON."""
     sys.stdout.write(json.dumps(content, indent=2) + "\n")
+
+
+def drop_stream(stream: TextIO) -> None:
+    """Send to nowhere what a stream could not write: at its end the interpreter would try again, and complain."""
+    with suppress(OSError), Path(os.devnull).open("w", encoding="utf-8") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())
 
 
 @contextmanager
@@ -115,7 +122,7 @@ def progress_bars() -> Iterator[Progress]:
 
 
 class _Terminal(logging.StreamHandler[TextIO]):
-    """Writes to what is stderr at that moment; a terminal that has gone is no reason to stop."""
+    """Writes to what is stderr at that moment: a progress bar takes its place, to keep itself below the messages."""
 
     def __init__(self) -> None:
         super().__init__(sys.stderr)
@@ -125,7 +132,11 @@ class _Terminal(logging.StreamHandler[TextIO]):
         super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
-        del record
+        """Go on unheard where the terminal has gone."""
+        if isinstance(sys.exception(), OSError):
+            drop_stream(sys.stderr)
+        else:
+            super().handleError(record)
 
 
 class _LogFile(logging.FileHandler):

@@ -49,6 +49,7 @@ def dice(
 
     Example: kitsattn evaluate dice predictions/ kits19/data/
     """
+    from kitsattn.evaluate.overlap import EMPTY_RULE
     from kitsattn.evaluate.run import evaluate_dice, match_cases
 
     if predictions is None:
@@ -68,6 +69,7 @@ def dice(
         print_json(scores.to_json())
     else:
         print_result(_table(scores))
+        print_result(EMPTY_RULE)
 
 
 def _held_out(workspace: Workspace) -> "MatchedCases":
@@ -100,11 +102,9 @@ def _held_out(workspace: Workspace) -> "MatchedCases":
 def _table(scores: "Scores") -> "Table":
     from rich.table import Table
 
-    from kitsattn.evaluate.overlap import EMPTY_RULE
-
     regions = list(scores.mean)
     title = f"Dice, KiTS19 regions; composite {scores.composite:.4f}"
-    table = Table("case", *regions, title=title, caption=EMPTY_RULE)
+    table = Table("case", *regions, title=title)
     for case in scores.cases:
         table.add_row(case.case, *(f"{case.regions[region]['dice']:.4f}" for region in regions))
     table.add_section()

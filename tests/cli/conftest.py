@@ -85,6 +85,7 @@ def process() -> Process:
     def run(*arguments: str | Path, program: str | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
         start = [sys.executable, *(["-m", "kitsattn"] if program is None else ["-c", program])]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment.pop("PYTHONUNBUFFERED", None)  # people do not set it, and it changes when a write fails
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
         return subprocess.run(
             [*start, *map(str, arguments)], text=True, check=False, timeout=60, env=environment, **pipes

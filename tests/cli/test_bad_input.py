@@ -386,25 +386,25 @@ def test_a_workspace_that_cannot_be_written_is_named(refused: Refused, kits_fold
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_a_training_that_cannot_be_is_refused(
-    refused: Refused, home: Path, words: list[str], names: str, mend: str
+    refused: Refused, home: Path, settings: Settings, *, words: list[str], names: str, mend: str
 ) -> None:
     """Unknown names come with the known ones; nothing is created."""
     Path("bad.toml").write_text("magic = 1", encoding="utf-8")
     Path("classes.toml").write_text("classes = 4", encoding="utf-8")
     shutil.copytree(home / "preprocessed", Path("kitsattn-workspace") / "preprocessed")
-    assert refused("train", *words, names=names, mend=mend) == []
+    assert refused("train", *settings(), *words, names=names, mend=mend) == []
 
 
-def test_a_device_that_is_not_there_is_refused(refused: Refused, home: Path, checkpoint: Path, scan: Path) -> None:
+def test_a_device_that_is_not_there_is_refused(
+    refused: Refused, home: Path, settings: Settings, checkpoint: Path, scan: Path
+) -> None:
     """No silent fall-back to the CPU."""
     device = "mps" if torch.cuda.is_available() else "cuda"
-    if torch.backends.mps.is_available():
-        device = "cuda"
     words = ["--device", device]
     mend = "use one of auto,"
     refused("predict", scan, "out.nii.gz", "--model", checkpoint, *words, names=f"no {device} device", mend=mend)
     shutil.copytree(home / "preprocessed", Path("kitsattn-workspace") / "preprocessed")
-    assert refused("train", *words, names=f"no {device} device", mend=mend) == []
+    assert refused("train", *settings(), *words, names=f"no {device} device", mend=mend) == []
 
 
 def test_another_training_under_the_same_name_is_not_overwritten(

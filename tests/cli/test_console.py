@@ -173,11 +173,12 @@ def test_a_defect_of_the_program_is_not_dressed_up(
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 @pytest.mark.parametrize("more", [[], ["--json"]], ids=["text", "json"])
 def test_a_result_that_does_not_fit_on_the_disk_is_one_line(
-    process: Process, checkpoint: Path, more: list[str]
+    process: Process, kits_folder: Path, more: list[str]
 ) -> None:
     """`kitsattn … > FILE` on a full disk does not end as if all were well."""
+    labels = kits_folder / "case_00000" / "segmentation.nii.gz"
     with Path("/dev/full").open("w", encoding="utf-8") as full:
-        run = process("models", "describe", checkpoint, *more, stdout=full)
+        run = process("evaluate", "dice", labels, labels, "--workers", "1", *more, stdout=full)
     assert run.returncode == 1
     assert run.stderr == "error: No space left on device (kitsattn -v shows where this came from)\n"
 
@@ -190,3 +191,15 @@ def test_a_reader_that_has_gone_is_no_error_to_tell(process: Process, checkpoint
     os.close(writer)
     assert run.returncode == 1
     assert run.stderr == ""
+
+
+def test_a_terminal_that_has_gone_does_not_stop_the_work(process: Process, kits_folder: Path) -> None:
+    """A training goes on after its window was closed: what it says is lost, its log and results are not."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    run = process("preprocess", kits_folder, "--workers", "1", stderr=writer)
+    os.close(writer)
+    assert run.returncode == 0
+    assert run.stdout == "6 cases prepared in kitsattn-workspace/preprocessed/painted\n"
+    log = Path("kitsattn-workspace", "preprocessed", "painted", "preprocess.log").read_text(encoding="utf-8")
+    assert "6 cases to prepare" in log

@@ -36,6 +36,8 @@ main()
 
 def _interrupt(start: list[str], arguments: list[str], *, when: Callable[[], bool]) -> None:
     """Run a command, send Ctrl-C to its group once `when` holds, and check that it ends in one line."""
+    # A shell lets what it runs in the background ignore Ctrl-C, and children inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [sys.executable, *start, "-q", *arguments],
         stdin=subprocess.DEVNULL,
@@ -45,6 +47,7 @@ def _interrupt(start: list[str], arguments: list[str], *, when: Callable[[], boo
         start_new_session=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
+    signal.signal(signal.SIGINT, before)
     try:
         deadline = time.monotonic() + 60
         while not when():
@@ -101,13 +104,18 @@ def test_a_prediction_is_interrupted_and_can_be_repeated(command: Command, check
 
 
 def test_preprocessing_is_interrupted_and_goes_on(command: Command, kits_folder: Path, tmp_path: Path) -> None:
-    """The processes end silently, finished cases are kept, and what a process left half-written is tidied away."""
+    """The processes end silently, finished cases are kept, and what a process left half-written is tidied away.
+
+    Until all cases are there, nothing says that the data set is finished, even if an earlier one was.
+    """
     sources = sorted(kits_folder.glob("case_*"))
     raw = tmp_path / "raw"  # absolute: processes that an earlier test has started lie in another folder
     raw.mkdir()
     for number in range(48):
         (raw / f"case_{number:05}").symlink_to(sources[number % len(sources)])
     folder = tmp_path / "workspace" / "preprocessed" / "raw"
+    folder.mkdir(parents=True)
+    (folder / "dataset.json").touch()
     arguments = ["preprocess", str(raw), "--workspace", str(tmp_path / "workspace"), "--workers", "2"]
 
     _interrupt(["-m", "kitsattn"], arguments, when=lambda: len(list(folder.glob("cases/case_?????.json"))) > 2)
