@@ -117,7 +117,7 @@ def read_header(path: Path) -> tuple[Header, dict[str, TensorInfo]]:
     except (KeyError, TypeError, IndexError, json.JSONDecodeError) as error:
         raise _not_a_checkpoint(path) from error
     if data_size < end:
-        msg = f"{path} is cut short ({end - data_size} bytes are missing): copy it again"
+        msg = f"{path} is cut short ({end - data_size} bytes are missing): copy it again, or train again with --restart"
         raise KitsattnError(msg)
     return from_json(Header, parsed, str(path)), tensors
 

@@ -32,7 +32,7 @@ def predict(
         Path | None,
         typer.Argument(
             metavar="OUT",
-            help="Label map, on the scan's own grid; the suffix is the format. (default: predictions/IN's name)",
+            help="Label map, on the scan's own grid; the suffix is the format. (default: predictions/, named after the case or file)",
             show_default=False,
         ),
     ] = None,
@@ -57,9 +57,11 @@ def predict(
 
     Example: kitsattn predict in.nii.gz out.nii.gz
     """
+    from kitsattn.datasets.kits import scan_name
+
     places = Workspace.choose(workspace)
     if output is None:
-        output = places.predictions / f"{Path(scan.name.removesuffix('.gz')).stem}.nii.gz"
+        output = places.predictions / f"{scan_name(scan)}.nii.gz"
         say(f"output: {output}")
     _check_output(scan, output, overwrite=overwrite)
 

@@ -116,6 +116,11 @@ def find_dataset(folder: Path) -> Dataset:
     )
 
 
+def scan_name(path: Path) -> str:
+    """Return what a scan is called: `case_00042` for `case_00042/imaging.nii.gz`, else the file without its suffix."""
+    return path.absolute().parent.name if path.name == IMAGE_NAME else Path(path.name.removesuffix(".gz")).stem
+
+
 def _find_cases(folder: Path) -> tuple[CaseFiles, ...]:
     numbered: dict[int, Path] = {}
     for path in sorted(folder.iterdir()):

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from kitsattn import __version__
+from kitsattn.datasets.kits import scan_name
 from kitsattn.errors import KitsattnError
 from kitsattn.files import check_target
 from kitsattn.jobs import Progress, silent
@@ -110,7 +111,9 @@ def predict_file(
     scan = check_hu(read_scan(source))
     for note in scan.notes:
         _log.warning("%s: %s", source, note)
-    labels = predict_volume(ensemble, scan, batch_size=batch_size, progress=progress, label=source.name)
+    labels = predict_volume(
+        ensemble, scan, batch_size=batch_size, progress=progress, label=f"predict {scan_name(source)}"
+    )
     write_labels(target, labels, note=provenance_note(ensemble), overwrite=overwrite)
     counts = np.bincount(labels.array.ravel(), minlength=ensemble.classes)
     names = {value: name for name, value in ensemble.headers[0].labels.items()}

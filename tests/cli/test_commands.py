@@ -95,7 +95,7 @@ def test_the_way_from_raw_to_scores_without_any_path(
 
     predicted = command("predict", scan, "--device", "cpu", "--precision", "fp32")
     assert predicted.exit_code == 0
-    output = home / "predictions" / "imaging.nii.gz"
+    output = home / "predictions" / "case_00000.nii.gz"
     assert predicted.stdout.startswith(f"{output}: kidney ")
     assert f"output: {output}\n" in predicted.stderr
     assert f"model: {run / 'fold_0' / 'best.safetensors'}\n" in predicted.stderr

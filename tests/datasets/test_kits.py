@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from kitsattn.datasets.kits import find_dataset
+from kitsattn.datasets.kits import find_dataset, scan_name
 from kitsattn.errors import KitsattnError
 from kitsattn.labels import KITS19_LABELS
 
@@ -116,3 +116,16 @@ def test_the_same_number_twice_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(KitsattnError, match="holds case 7 twice, as case_00007 and case_7"):
         find_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("kits19/case_00042/imaging.nii.gz", "case_00042"),
+        ("scan.1.nii.gz", "scan.1"),
+        ("a/b.nrrd", "b"),
+    ],
+)
+def test_a_scan_is_called_after_its_case(path: str, name: str) -> None:
+    """Every KiTS scan is called imaging.nii.gz: its folder tells them apart."""
+    assert scan_name(Path(path)) == name
