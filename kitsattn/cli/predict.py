@@ -32,7 +32,7 @@ def predict(
         Path | None,
         typer.Argument(
             metavar="OUT",
-            help="Label map, on the scan's own grid; the suffix is the format. (default: predictions/, named after the case or file)",
+            help="Label map, on the scan's own grid; the suffix is the format. (default: predictions/CASE.nii.gz)",
             show_default=False,
         ),
     ] = None,
