@@ -13,7 +13,7 @@ from threading import Event
 import httpx
 from filelock import FileLock, Timeout
 
-from kitsattn.datasets.fetch import NotFetchedError, Patience, fetch_gzip
+from kitsattn.datasets.fetch import NotFetchedError, Patience, StoppedError, fetch_gzip
 from kitsattn.datasets.kits import DESCRIPTION_NAME, IMAGE_NAME, LABELS_NAME
 from kitsattn.errors import KitsattnError
 from kitsattn.files import read_json, unwritable, write_json
@@ -256,6 +256,8 @@ def _fetch(
         fetch_gzip(file.url, file.path, patience=patience, stopped=stopped, progress=megabytes)
     except NotFetchedError as error:
         return file, error
+    except StoppedError:
+        return file, None  # what stopped it is on its way to the caller, and may arrive after this
     except BaseException:
         stopped.set()  # before this thread takes the next file
         raise

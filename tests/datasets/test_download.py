@@ -3,6 +3,7 @@
 import gzip
 import json
 import logging
+import time
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -261,3 +262,19 @@ def test_a_failure_on_this_side_ends_the_download(file_server: "FileServer", fet
     with pytest.raises(KitsattnError, match=r"segmentation\.nii\.gz cannot be written"):
         fetch(range(30), parallel=1)
     assert [path for path, _ in file_server.requests] == ["/labels/case_00000/segmentation.nii.gz"]
+
+
+def test_a_failure_on_this_side_ends_the_pauses_of_others(
+    file_server: "FileServer", fetch: "Fetch", tmp_path: Path
+) -> None:
+    """The other threads stop where they are, and what the caller gets is the failure, not their stopping."""
+    for number in range(6):
+        _serve(file_server, number)
+        image = file_server.files[f"/images/case_{number:05}.nii.gz"]
+        image.fail(times=9, status=503, headers={"Retry-After": "30"})
+    (tmp_path / "kits19").mkdir()
+    (tmp_path / "kits19" / "case_00005").write_bytes(b"in the way")
+    begun = time.monotonic()
+    with pytest.raises(KitsattnError, match=r"segmentation\.nii\.gz cannot be written"):
+        fetch(range(6), parallel=8, patience=Patience(timeout_s=5.0))
+    assert time.monotonic() - begun < 5

@@ -127,12 +127,16 @@ def test_a_file_that_changed_meanwhile_is_begun_anew(file_server: "FileServer", 
 
 
 @pytest.mark.parametrize("ignores", ["etag", "if-range"])
-def test_a_rest_of_another_version_is_not_glued_on(file_server: "FileServer", fetch: "Fetch", *, ignores: str) -> None:
+def test_a_rest_of_another_version_is_not_glued_on(
+    file_server: "FileServer", fetch: "Fetch", caplog: pytest.LogCaptureFixture, *, ignores: str
+) -> None:
     """A server that ignores If-Range sends the rest of a changed file; its ETag, or its lack of one, gives it away."""
     served = _leave_part(file_server, fetch, OTHER)
     served.content = CONTENT
     served.headers = {"ETag": '"two"' if ignores == "if-range" else None}
+    caplog.set_level(logging.INFO)
     assert fetch().read_bytes() == CONTENT
+    assert "a rest that does not fit" in caplog.text, "the checksum is the second line of defence, not the first"
     assert _ranges(file_server) == [None, "bytes=196608-", None]
 
 
@@ -359,7 +363,7 @@ def test_an_environment_that_cannot_be_used(
 ) -> None:
     """It is one line that names the variables, not a traceback of the library."""
     monkeypatch.setenv(variable, value)
-    with pytest.raises(KitsattnError, match="network settings of the environment do not work .*HTTPS_PROXY") as caught:
+    with pytest.raises(KitsattnError, match=r"network settings of the environment do not work .*HTTPS_PROXY") as caught:
         fetch()
     assert not isinstance(caught.value, NotFetchedError)
 
