@@ -207,6 +207,14 @@ def test_a_part_that_is_whole_already_only_gets_its_name(
     assert len(file_server.requests) == 1
 
 
+def test_a_part_longer_than_the_file_is_begun_anew(file_server: "FileServer", fetch: "Fetch", tmp_path: Path) -> None:
+    """It cannot be a part of it, and the server need not be asked for a rest."""
+    _leave_part(file_server, fetch)
+    (tmp_path / "case_00000" / ".imaging.nii.gz.part").write_bytes(CONTENT + b"more")
+    assert fetch().read_bytes() == CONTENT
+    assert _ranges(file_server) == [None, None]
+
+
 def test_pieces_that_make_no_whole_file_are_fetched_once_more(
     file_server: "FileServer", fetch: "Fetch", tmp_path: Path
 ) -> None:
