@@ -13,7 +13,7 @@ from threading import Event
 import httpx
 from filelock import FileLock, Timeout
 
-from kitsattn.datasets.fetch import NotFetchedError, Patience, StoppedError, fetch_gzip
+from kitsattn.datasets.fetch import NotFetchedError, Patience, fetch_gzip
 from kitsattn.datasets.kits import DESCRIPTION_NAME, IMAGE_NAME, LABELS_NAME
 from kitsattn.errors import KitsattnError
 from kitsattn.files import read_json, unwritable, write_json
@@ -249,18 +249,12 @@ def _fetch(
     label = f"{file.path.parent.name}/{file.path.name} (MB)"
 
     def megabytes(received: int, size: int) -> None:
-        if received < size:
-            progress(label, received // 10**6, -(-size // 10**6))
+        progress(label, received // 10**6, -(-size // 10**6))
 
     try:
         fetch_gzip(file.url, file.path, patience=patience, stopped=stopped, progress=megabytes)
     except NotFetchedError as error:
         return file, error
-    except StoppedError:
-        return file, None  # what stopped it is on its way to the caller, and may arrive after this
-    except BaseException:
-        stopped.set()  # before this thread takes the next file
-        raise
     finally:
         progress(label, 1, 1)  # whatever has become of it, nothing more comes
     return file, None

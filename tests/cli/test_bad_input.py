@@ -513,9 +513,9 @@ def test_a_full_disk_while_downloading(command: Command, process: Process, file_
     folder = Path("data") / "case_00000"
     assert f"no space left to write {folder / 'segmentation.nii.gz'}: free some disk space and run" in line
     assert 65_536 <= (folder / ".segmentation.nii.gz.part").stat().st_size <= 100_000
-    assert len(file_server.requests) == 1
+    file_server.requests.clear()
     assert command(*words).exit_code == 0
-    assert "Range" in file_server.requests[1][1]
+    assert "Range" in file_server.requests[0][1]
     assert (folder / "segmentation.nii.gz").read_bytes() == (folder / "imaging.nii.gz").read_bytes() == content
 
 

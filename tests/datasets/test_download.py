@@ -3,6 +3,7 @@
 import gzip
 import json
 import logging
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -202,7 +203,9 @@ def test_several_files_come_at_once(file_server: "FileServer", fetch: "Fetch") -
             if finished == total - 1:
                 file_server.go_on.set()
 
+    begun = time.monotonic()
     result = fetch(range(3), parallel=2, progress=progress)
+    assert time.monotonic() - begun < PATIENCE.timeout_s
     assert len(result.fetched) == 6
     assert done == list(range(7))
 
@@ -261,7 +264,8 @@ def test_a_failure_on_this_side_ends_the_download(file_server: "FileServer", fet
     (tmp_path / "kits19" / "case_00000").write_bytes(b"in the way")
     with pytest.raises(KitsattnError, match=r"segmentation\.nii\.gz cannot be written"):
         fetch(range(30), parallel=1)
-    assert [path for path, _ in file_server.requests] == ["/labels/case_00000/segmentation.nii.gz"]
+    # Before the failure is known here, its thread may have taken the next file.
+    assert len(file_server.requests) < 5
 
 
 def test_a_failure_on_this_side_ends_the_pauses_of_others(
@@ -274,7 +278,9 @@ def test_a_failure_on_this_side_ends_the_pauses_of_others(
         image.fail(times=9, status=503, headers={"Retry-After": "30"})
     (tmp_path / "kits19").mkdir()
     (tmp_path / "kits19" / "case_00005").write_bytes(b"in the way")
-    begun = time.monotonic()
+    before, begun = set(threading.enumerate()), time.monotonic()
     with pytest.raises(KitsattnError, match=r"segmentation\.nii\.gz cannot be written"):
         fetch(range(6), parallel=8, patience=Patience(timeout_s=5.0))
-    assert time.monotonic() - begun < 5
+    while any(thread.name.endswith("(worker)") for thread in set(threading.enumerate()) - before):
+        assert time.monotonic() - begun < 10, "a thread goes on behind the caller's back"
+        time.sleep(0.01)
