@@ -190,7 +190,7 @@ def _client(timeout_s: float) -> httpx.Client:
 def _receive(
     client: httpx.Client, url: str, part: _Part, *, stopped: Event, progress: Callable[[int, int], None]
 ) -> bool:
-    """Receive the file or the rest of it; return whether all of it came in this one answer."""
+    """Receive the file or the rest of it; return whether this one answer certainly held all of it."""
     version, received = part.version(url), part.size
     if version is not None and received == version.size:
         return False
@@ -224,7 +224,7 @@ def _receive(
     if size is not None and received != size:
         msg = f"{received} of {size} bytes came"
         raise _PassingError(msg)
-    return response.status_code == HTTPStatus.OK
+    return response.status_code == HTTPStatus.OK and size is not None
 
 
 def _from_the_beginning(response: httpx.Response, chunks: Iterator[bytes], url: str) -> Iterator[bytes]:
@@ -294,7 +294,7 @@ def _check(part: _Part, url: str, *, in_one_piece: bool) -> None:
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         part.begin()
         if not in_one_piece:
-            msg = f"the pieces do not make a whole file ({error})"
+            msg = f"what came is no whole file ({error})"
             raise _PassingError(msg, wait_s=0) from error
         # It came as the server has it: to fetch it again would bring the same.
         msg = f"{url} is damaged on the server ({error})"

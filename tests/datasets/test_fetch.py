@@ -229,11 +229,11 @@ def test_pieces_that_make_no_whole_file_are_fetched_once_more(
     assert _ranges(file_server) == [None, "bytes=196608-", None]
 
 
-@pytest.mark.parametrize("asked", ["0", "date", None])
+@pytest.mark.parametrize("asked", ["0", "date", "date without a zone", None])
 def test_a_busy_server_is_asked_again(file_server: "FileServer", fetch: "Fetch", *, asked: str | None) -> None:
     """503 passes; Retry-After, seconds or a date, says when to come back, else the first pause does."""
-    past = email.utils.formatdate(time.time() - 20, usegmt=True)
-    headers = {} if asked is None else {"Retry-After": past if asked == "date" else asked}
+    past = email.utils.formatdate(time.time() - 20, usegmt=asked == "date")
+    headers = {} if asked is None else {"Retry-After": asked if asked == "0" else past}
     file_server.serve(NAME, CONTENT).fail(status=503, headers=headers)
     begun = time.monotonic()
     fetch(Patience(tries=2, first_wait_s=0.2 if asked is None else 20.0))
@@ -328,6 +328,13 @@ def test_a_content_length_that_is_too_short_is_damage(file_server: "FileServer",
     file_server.serve(NAME, CONTENT, headers={"Content-Length": "200000"})
     with pytest.raises(NotFetchedError, match="damaged on the server"):
         fetch()
+
+
+def test_without_a_content_length_the_checksum_decides(file_server: "FileServer", fetch: "Fetch") -> None:
+    """The end of the connection may be a cut, so a file that lacks its end is fetched again."""
+    file_server.serve(NAME, CONTENT, headers={"Content-Length": None}).fail(cut=200_000)
+    assert fetch().read_bytes() == CONTENT
+    assert _ranges(file_server) == [None, None]
 
 
 def test_a_rest_in_portions_is_taken(file_server: "FileServer", fetch: "Fetch") -> None:
