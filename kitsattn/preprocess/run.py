@@ -17,7 +17,7 @@ from kitsattn.config import from_json, to_json
 from kitsattn.datasets.kits import CaseFiles, Dataset
 from kitsattn.errors import KitsattnError
 from kitsattn.files import read_json, sha256, write_json
-from kitsattn.jobs import Progress, silent, try_cases, workers_that_fit
+from kitsattn.jobs import Progress, available_cores, silent, try_cases, workers_that_fit
 from kitsattn.preprocess.case import prepare_scan
 from kitsattn.preprocess.crop import body_box
 from kitsattn.preprocess.fingerprint import Fingerprint, pool_intensities, take_fingerprint
@@ -213,7 +213,11 @@ def _read_headers(dataset: Dataset, progress: Progress) -> tuple[list[CaseFiles]
 
 def _default_workers(headers: Sequence[CaseHeader]) -> int:
     largest = max(math.prod(header.shape) for header in headers)
-    return workers_that_fit(int(_WORKER_BYTES + _VOXEL_BYTES * largest))
+    needed = int(_WORKER_BYTES + _VOXEL_BYTES * largest)
+    workers = workers_that_fit(needed)
+    if workers < available_cores():
+        _log.info("%d workers: each needs %.1f GB of memory for the largest case", workers, needed / 1e9)
+    return workers
 
 
 @dataclass(frozen=True)
