@@ -42,7 +42,7 @@ def read_scan(path: Path) -> Volume:
     if _is_nifti(path):
         return nifti.read_scan(path)
     stored, grid, geometry = _read_itk(path)
-    return Volume(np.ascontiguousarray(grid.to_canonical(scan_values(stored, 1.0, 0.0, path))), geometry, grid)
+    return Volume(grid.copy_canonical(scan_values(stored, 1.0, 0.0, path)), geometry, grid)
 
 
 def read_labels(path: Path) -> Volume:
@@ -59,7 +59,7 @@ def read_labels(path: Path) -> Volume:
     if _is_nifti(path):
         return nifti.read_labels(path)
     stored, grid, geometry = _read_itk(path)
-    return Volume(np.ascontiguousarray(grid.to_canonical(label_values(stored, 1.0, 0.0, path))), geometry, grid)
+    return Volume(grid.copy_canonical(label_values(stored, 1.0, 0.0, path)), geometry, grid)
 
 
 def read_grid(path: Path) -> tuple[Geometry, FileGrid, tuple[str, ...]]:

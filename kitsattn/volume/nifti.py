@@ -154,7 +154,7 @@ def _read(path: Path, convert: Callable[[NDArray[Any], float, float, Path], NDAr
         stored = _read_values(stream, header)
         slope, intercept = header.get_slope_inter()
     values = convert(stored, 1.0 if slope is None else slope, 0.0 if intercept is None else intercept, path)
-    return Volume(np.ascontiguousarray(grid.to_canonical(values)), geometry, grid, notes)
+    return Volume(grid.copy_canonical(values), geometry, grid, notes)
 
 
 @contextmanager
