@@ -134,7 +134,7 @@ def preprocess_dataset(
     crew = _Crew(workers or _default_workers(headers), scheduler, progress)
     if not resume:
         _forget(folder)
-    work = partial(_prepare, folder=folder, classes=dataset.labels)
+    work = partial(_prepare, folder=folder.absolute(), classes=dataset.labels)
     if plan is None and window == "nnunet":
         looks, _ = _sort(crew.run(partial(work, target=None), cases, "fingerprints"), cases)
         plan = plan_dataset([look.record.fingerprint for look in looks], spacing_mm=spacing, window=window)
@@ -194,7 +194,12 @@ def verify_dataset(
 
 def _read_headers(dataset: Dataset, progress: Progress) -> tuple[list[CaseFiles], list[CaseHeader], list[Finding]]:
     """Return the labelled cases whose headers are in order, these headers, and what was found."""
-    labelled = [case for case in dataset.cases if case.labels is not None]
+    # Processes that run already, on a cluster above all, lie in folders of their own: they need absolute paths.
+    labelled = [
+        CaseFiles(case.case_id, case.image.absolute(), case.labels.absolute())
+        for case in dataset.cases
+        if case.labels is not None
+    ]
     findings = []
     if not labelled:
         msg = f"{dataset.folder}: none of {len(dataset.cases)} cases has a label map, and training needs them"

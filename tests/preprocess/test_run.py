@@ -123,11 +123,16 @@ def test_run_that_was_killed_goes_on_to_the_same_bytes(tmp_path: Path, raw: Path
 
 
 def test_cluster_prepares_the_same_though_a_worker_is_killed(
-    tmp_path: Path, raw: Path, write_case: WriteCase, cluster: str
+    tmp_path: Path, raw: Path, write_case: WriteCase, cluster: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One of two Dask workers is killed as soon as a case is finished; the files are those of a single process."""
+    """One of two Dask workers is killed as soon as a case is finished; the files are those of a single process.
+
+    The workers lie in another folder than this process, whose paths are relative.
+    """
     for number in range(2, 8):
         write_case(raw, f"case_{number:05}")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     killed = []
 
     def kill_a_worker() -> None:
@@ -143,13 +148,13 @@ def test_cluster_prepares_the_same_though_a_worker_is_killed(
     killer = threading.Thread(target=kill_a_worker)
     killer.start()
 
-    result = preprocess(raw, tmp_path / "out", scheduler=cluster)
+    result = preprocess(Path("../raw"), Path("../out"), scheduler=cluster)
 
     killer.join()
     assert killed
     assert errors(result.findings) == {}
-    preprocess(raw, tmp_path / "here")
-    assert files_in(tmp_path / "out") == files_in(tmp_path / "here")
+    preprocess(raw, tmp_path / "alone")
+    assert files_in(tmp_path / "out") == files_in(tmp_path / "alone")
 
 
 def test_finished_cases_are_kept(tmp_path: Path, raw: Path, caplog: pytest.LogCaptureFixture) -> None:
