@@ -112,9 +112,17 @@ def read_json(path: Path) -> Any:  # noqa: ANN401 - the reader checks what it go
 
 
 def sha256(path: Path) -> str:
-    """Return the SHA-256 checksum of a file's bytes, as 64 hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Return the SHA-256 checksum of a file's bytes, as 64 hexadecimal digits.
+
+    Raises:
+        KitsattnError: If the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        msg = f"{path} cannot be read: {error.strerror or error}"
+        raise KitsattnError(msg) from error
 
 
 def unwritable(path: Path, error: OSError) -> KitsattnError:

@@ -1,7 +1,10 @@
 """What all tests share: the data they may use, a file server, and the proof that what is installed is under test."""
 
 import os
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -81,7 +84,29 @@ def kits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def prepared(kits_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
     """The painted cases, prepared."""
-    return preprocess_dataset(find_dataset(kits_folder), tmp_path_factory.mktemp("preprocessed") / "painted")
+    folder = tmp_path_factory.mktemp("preprocessed") / "painted"
+    return preprocess_dataset(find_dataset(kits_folder), folder, workers=1).dataset
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[str]:
+    """A Dask cluster of two worker processes on loopback, as its users start one; yields the scheduler's address."""
+    pytest.importorskip("distributed", reason="needs the extra cluster")
+    address = tmp_path / "address"
+    script = (
+        "import sys; from pathlib import Path; from distributed import LocalCluster\n"
+        "if __name__ == '__main__':\n"
+        "    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:\n"
+        "        Path(sys.argv[1] + '.part').write_text(cluster.scheduler_address)\n"
+        "        Path(sys.argv[1] + '.part').rename(sys.argv[1]); sys.stdin.read()\n"
+    )
+    (tmp_path / "cluster.py").write_text(script)
+    command = [sys.executable, str(tmp_path / "cluster.py"), str(address)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=tmp_path) as process:
+        while process.poll() is None and not address.exists():
+            time.sleep(0.05)
+        yield address.read_text()
+        process.communicate(timeout=30)
 
 
 @dataclass(frozen=True)

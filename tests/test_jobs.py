@@ -1,12 +1,19 @@
 """Work over cases."""
 
+import logging
 import os
 import signal
+import sys
 import threading
+import time
+from functools import partial
+from pathlib import Path
 
 import pytest
 
-from kitsattn.jobs import deaf_children, run_cases
+from kitsattn import jobs
+from kitsattn.errors import KitsattnError
+from kitsattn.jobs import available_memory, deaf_children, run_cases, try_cases, workers_that_fit
 
 
 def test_results_keep_the_order_and_progress_counts_them() -> None:
@@ -30,7 +37,6 @@ def test_messages_of_the_work_are_logged_in_this_process(workers: int, caplog: p
     """What another process warns of is not lost, and a message is logged once, under its own name."""
 
     def work(case: int) -> int:
-        import logging
 
         logging.getLogger("kitsattn.somewhere").warning("case %d is odd", case)
         return case
@@ -68,3 +74,128 @@ def test_processes_can_be_started_from_any_thread() -> None:
     thread.start()
     thread.join()
     assert seen == [signal.getsignal(signal.SIGINT)]
+
+
+def kill_oneself_at(fatal: int, value: int) -> int:
+    """Return twice the value, or be killed as by a system that has run out of memory."""
+    if value == fatal:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 2 * value
+
+
+def refuse_odd(value: int) -> int:
+    """Return even values, refuse odd ones, and run out of memory at 4."""
+    if value % 2:
+        msg = f"{value} is odd"
+        raise KitsattnError(msg)
+    if value == 4:
+        raise MemoryError
+    return value
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_case_that_fails_is_told_among_the_results_of_the_others(workers: int) -> None:
+    """Each case has its own outcome; memory that runs out is one, too."""
+    results = try_cases(refuse_odd, [0, 1, 2, 4, 6], workers=workers)
+
+    assert [result for result in results if not isinstance(result, KitsattnError)] == [0, 2, 6]
+    assert str(results[1]) == "1 is odd"
+    assert "memory ran out" in str(results[3])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_running_cases_stops_at_the_first_that_fails(workers: int) -> None:
+    """Where all results are needed the first error is raised."""
+    with pytest.raises(KitsattnError, match="1 is odd"):
+        run_cases(refuse_odd, [0, 1, 2], workers=workers)
+
+
+@pytest.mark.parametrize("fatal", [0, 3, 7])
+def test_a_killed_process_is_blamed_on_its_case_and_loses_no_other(
+    fatal: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The case that kills its process twice is named with the likely reason; all others have their results."""
+    seen: list[tuple[str, int, int]] = []
+
+    results = try_cases(
+        partial(kill_oneself_at, fatal), list(range(8)), workers=2, progress=lambda *report: seen.append(report)
+    )
+
+    error = results.pop(fatal)
+    assert isinstance(error, KitsattnError)
+    assert str(error).startswith(f"{fatal}: its worker process was killed, most likely because memory ran out")
+    assert results == [2 * value for value in range(8) if value != fatal]
+    assert seen[-1] == ("cases", 8, 8)
+    assert "run one at a time" in caplog.text
+
+
+def test_workers_are_as_many_as_cores_and_memory_allow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three gigabytes hold three workers of one; there are never more than cores, nor less than one."""
+    monkeypatch.setattr(jobs, "available_memory", lambda: 3_500_000_000)
+    monkeypatch.setattr(jobs, "available_cores", lambda: 4)
+
+    assert [workers_that_fit(size) for size in (1, 10**9, 5 * 10**9)] == [4, 3, 1]
+
+
+def test_memory_of_a_container_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A control group with a limit of 1000 bytes, 400 of them in use, leaves 600; one without a limit leaves all."""
+    free = available_memory()
+    assert free > 0
+    (tmp_path / "max").write_text("1000\n")
+    (tmp_path / "current").write_text("400\n")
+    monkeypatch.setattr(jobs, "_CGROUP_LIMITS", (str(tmp_path / "max"),))
+    monkeypatch.setattr(jobs, "_CGROUP_USES", (str(tmp_path / "current"),))
+    assert available_memory() == 600
+
+    (tmp_path / "max").write_text("max\n")
+    assert available_memory() > 600
+
+
+def test_a_cluster_goes_on_when_one_of_its_workers_is_killed(cluster: str, tmp_path: Path) -> None:
+    """What a killed Dask worker had begun is done by another one, and every result and message arrives."""
+
+    def work(value: int, killed: Path = tmp_path / "killed") -> int:
+        import os
+        import signal
+
+        if value == 2 and not killed.exists():
+            killed.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.05)
+        logging.getLogger("kitsattn.somewhere").warning("value %d", value)
+        return 2 * value
+
+    assert try_cases(work, list(range(6)), scheduler=cluster) == [0, 2, 4, 6, 8, 10]
+    assert (tmp_path / "killed").exists()
+
+
+def test_a_case_that_kills_every_worker_of_a_cluster_is_blamed(cluster: str) -> None:
+    """After some tries elsewhere the case is given up, with the likely reason; the others have their results."""
+
+    def work(value: int) -> int:
+        if value == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return value
+
+    first, second, third = try_cases(work, [0, 1, 2], scheduler=cluster)
+
+    assert (first, third) == (0, 2)
+    assert str(second).startswith("1: its worker process was killed, most likely because memory ran out")
+
+
+def test_a_scheduler_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody listens on port 1, and a word is no address."""
+    pytest.importorskip("distributed", reason="needs the extra cluster")
+    monkeypatch.setattr(jobs, "_ANSWER_SECONDS", 1)
+
+    for address in ("tcp://127.0.0.1:1", "nonsense://x"):
+        with pytest.raises(KitsattnError, match=f"no Dask scheduler answers at {address}"):
+            try_cases(refuse_odd, [0], scheduler=address)
+
+
+def test_without_dask_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dask is no dependency of those who do not ask for it."""
+    monkeypatch.setitem(sys.modules, "distributed", None)
+
+    with pytest.raises(KitsattnError, match=r"needs Dask: pip install 'kitsattn\[cluster\]'"):
+        try_cases(refuse_odd, [0], scheduler="tcp://127.0.0.1:1")

@@ -87,7 +87,7 @@ def _run(places: Workspace, raw: Path, device: Device, progress: "Progress", *, 
 
     dataset = find_dataset(raw)
     folder = places.preprocessed / dataset.name
-    prepared = preprocess_dataset(dataset, folder, workers=available_cores(), progress=progress)
+    prepared = preprocess_dataset(dataset, folder, workers=available_cores(), progress=progress).dataset
     say(f"prepared cases: {folder}")
     splits = read_or_make_splits(folder, prepared.cases)
     chosen = choose_device(device.value)

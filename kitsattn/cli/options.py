@@ -43,3 +43,11 @@ OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an e
 WorkersOption = Annotated[
     int | None, typer.Option(min=1, help="Worker processes. (default: one a core)", show_default=False)
 ]
+SchedulerOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="tcp://HOST:PORT",
+        help="Let the workers of a Dask cluster do the work; all must see the same folders.",
+        show_default=False,
+    ),
+]

@@ -1,14 +1,31 @@
 """`kitsattn preprocess`: raw scans and label maps become prepared cases."""
 
+from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kitsattn.cli.console import log_file, print_json, print_result, progress_bars, say
-from kitsattn.cli.options import JsonOption, WorkersOption, WorkspaceOption
-from kitsattn.jobs import available_cores
+from kitsattn.cli.options import JsonOption, SchedulerOption, WorkspaceOption
+from kitsattn.errors import KitsattnError
 from kitsattn.workspace import Workspace
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from kitsattn.datasets.kits import Dataset
+    from kitsattn.preprocess.verify import Finding
+
+_COLOURS = {"error": "red", "warning": "yellow", "note": "dim"}
+
+
+class Window(StrEnum):
+    """Choices of --window."""
+
+    paper = "paper"
+    nnunet = "nnunet"
 
 
 def preprocess(
@@ -21,15 +38,26 @@ def preprocess(
             show_default=False,
         ),
     ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read every voxel and tell what is wrong or odd; prepare nothing.")
+    ] = False,
     spacing: Annotated[
         float | None,
         typer.Option(metavar="MM", help="In-plane spacing. (default: the data set's median)", show_default=False),
     ] = None,
+    window: Annotated[
+        Window,
+        typer.Option(help="HU that are kept: the paper's -300 to 300, or nnU-Net's percentiles of the foreground."),
+    ] = Window.paper,
     plan: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Use this plan (JSON) instead of making one.", show_default=False),
     ] = None,
-    workers: WorkersOption = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Worker processes. (default: as many as cores and memory allow)", show_default=False),
+    ] = None,
+    scheduler: SchedulerOption = None,
     resume: Annotated[bool, typer.Option("--resume/--restart", help="Keep cases that are finished already.")] = True,
     workspace: WorkspaceOption = None,
     json: JsonOption = False,
@@ -37,6 +65,7 @@ def preprocess(
     """Prepare a KiTS data set for training: crop to the body, clip to [-300, 300] HU, resample in-plane, normalise.
 
     The result goes to WORKSPACE/preprocessed/NAME, with the plan that was made: edit a copy and pass it with --plan.
+    A case that cannot be prepared is reported and left out; the exit code is then 1.
 
     Example: kitsattn preprocess ~/data/kits19/data
     """
@@ -48,19 +77,71 @@ def preprocess(
         raw = places.raw_dataset()
         say(f"data set: {raw}")
     dataset = find_dataset(raw)
+    if verify:
+        _verify(dataset, workers, scheduler, json=json)
+        return
     folder = places.preprocessed / dataset.name
     with log_file(folder / "preprocess.log"), progress_bars() as progress:
-        prepared = preprocess_dataset(
+        result = preprocess_dataset(
             dataset,
             folder,
             spacing_mm=spacing,
+            window=window.value,
             plan_file=plan,
-            workers=workers or available_cores(),
+            workers=workers,
+            scheduler=scheduler,
             resume=resume,
             progress=progress,
         )
+    prepared = result.dataset
     if json:
-        print_json({"dataset": prepared.name, "folder": str(folder), "cases": list(prepared.cases)})
+        content = {"dataset": prepared.name, "folder": str(folder), "cases": list(prepared.cases), "kept": result.kept}
+        print_json({**content, "findings": _plain(result.findings)})
     else:
-        print_result(f"{len(prepared.cases)} cases prepared in {folder}")
+        if result.findings:
+            print_result(_table(result.findings))
+        kept = f", {result.kept} of them before" if result.kept else ""
+        print_result(f"{len(prepared.cases)} cases prepared{kept} in {folder}")
         say("next: kitsattn train --fold 0")
+    _refuse_wrong(result.findings, len(dataset.cases))
+
+
+def _verify(dataset: "Dataset", workers: int | None, scheduler: str | None, *, json: bool) -> None:
+    """Check a data set and tell what was found."""
+    from kitsattn.preprocess.run import verify_dataset
+
+    with progress_bars() as progress:
+        findings = verify_dataset(dataset, workers=workers, scheduler=scheduler, progress=progress)
+    if json:
+        print_json({"dataset": dataset.name, "cases": len(dataset.cases), "findings": _plain(findings)})
+    else:
+        if findings:
+            print_result(_table(findings))
+        wrong = {finding.case_id for finding in findings if finding.severity == "error"}
+        print_result(f"{len(dataset.cases)} cases read, {len(wrong) or 'none'} with errors")
+        say("next: kitsattn preprocess")
+    _refuse_wrong(findings, len(dataset.cases))
+
+
+def _plain(findings: "Sequence[Finding]") -> list[dict[str, str | None]]:
+    return [{"case": found.case_id, "severity": found.severity, "text": found.text} for found in findings]
+
+
+def _table(findings: "Sequence[Finding]") -> "Table":
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("", "case", "what was found", title="Findings")
+    for finding in findings:
+        table.add_row(
+            Text(finding.severity, style=_COLOURS[finding.severity]), finding.case_id or "all", Text(finding.text)
+        )
+    return table
+
+
+def _refuse_wrong(findings: "Sequence[Finding]", cases: int) -> None:
+    """End with an error if there is one among the findings."""
+    wrong = sum(finding.severity == "error" for finding in findings)
+    if wrong:
+        msg = f"{wrong} of {cases} cases cannot be used: mend them as the findings say, and run the command again"
+        raise KitsattnError(msg)

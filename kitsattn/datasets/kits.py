@@ -34,6 +34,10 @@ class CaseFiles:
     image: Path
     labels: Path | None
 
+    def __str__(self) -> str:
+        """Return the case's name."""
+        return self.case_id
+
 
 @dataclass(frozen=True, kw_only=True)
 class Description:

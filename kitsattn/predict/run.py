@@ -16,7 +16,7 @@ from kitsattn.jobs import Progress, silent
 from kitsattn.notices import RESEARCH_NOTICE, SYNTHETIC_MODEL_NOTICE
 from kitsattn.predict.infer import Ensemble, predict_block, reach
 from kitsattn.preprocess.case import decide_labels, prepare_scan, restore_probabilities
-from kitsattn.preprocess.intensity import check_hu
+from kitsattn.preprocess.intensity import check_hu, normalise
 from kitsattn.volume.formats import read_scan, write_labels
 from kitsattn.volume.volume import Volume
 
@@ -60,7 +60,8 @@ def predict_volume(
     Returns:
         Labels on the scan's own grid, uint8.
     """
-    prepared = prepare_scan(scan, ensemble.plan)
+    plan = ensemble.plan
+    prepared = prepare_scan(scan, plan.target)
     depth, spacing = scan.geometry.shape[0], scan.geometry.spacing_mm[0]
     margin = reach(ensemble, spacing)
     labels = np.zeros(scan.geometry.shape, np.uint8)
@@ -68,7 +69,7 @@ def predict_volume(
     for start in range(0, depth, BLOCK):
         stop = min(start + BLOCK, depth)
         first, last = max(start - margin, 0), min(stop + margin, depth)
-        slices = prepared.slices(first, last)
+        slices = normalise(prepared.hu(first, last), plan.mean_hu, plan.std_hu)
         centres = range(start - first, stop - first)
         try:
             probabilities = predict_block(ensemble, slices, centres, slice_spacing_mm=spacing, batch_size=batch_size)

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from kitsattn.labels import BACKGROUND
 from kitsattn.preprocess.crop import Box, body_box
-from kitsattn.preprocess.intensity import clip_hu, normalise
-from kitsattn.preprocess.plan import Plan
+from kitsattn.preprocess.intensity import clip_hu
+from kitsattn.preprocess.plan import Target
 from kitsattn.preprocess.resample import resample_labels, resample_linear, resample_scan, resampled_shape
 from kitsattn.volume.geometry import Shape
 from kitsattn.volume.volume import Volume
@@ -44,12 +44,12 @@ class PreparedScan:
 
     Attributes:
         scan: In HU.
-        plan: How it is prepared.
+        target: What it is brought to.
         placement: Where the prepared grid lies in it.
     """
 
     scan: Volume
-    plan: Plan
+    target: Target
     placement: Placement
 
     @property
@@ -57,16 +57,8 @@ class PreparedScan:
         """Shape of the prepared scan, (z, height, width)."""
         return self.placement.scan_shape[0], *self.placement.prepared_shape
 
-    def slices(self, start: int, stop: int) -> NDArray[np.float32]:
-        """Prepare slices `start` to `stop` (exclusive): crop, clip, resample, normalise.
-
-        Returns:
-            (stop - start, height, width), normalised.
-        """
-        return normalise(self.hu(start, stop), self.plan.mean_hu, self.plan.std_hu)
-
     def hu(self, start: int, stop: int) -> NDArray[np.float32]:
-        """Prepare slices `start` to `stop` (exclusive) as `slices` does, without normalising them.
+        """Prepare slices `start` to `stop` (exclusive): crop, clip, resample.
 
         Returns:
             (stop - start, height, width), in HU.
@@ -75,40 +67,36 @@ class PreparedScan:
         prepared: NDArray[np.float32] = np.empty((stop - start, *self.placement.prepared_shape), np.float32)
         for first in range(start, stop, _BLOCK):
             last = min(first + _BLOCK, stop)
-            clipped = clip_hu(self.scan.array[first:last, y0:y1, x0:x1], self.plan.clip_hu)
+            clipped = clip_hu(self.scan.array[first:last, y0:y1, x0:x1], self.target.clip_hu)
             prepared[first - start : last - start] = resample_scan(clipped, self.placement.prepared_shape)
         return prepared
 
 
-def prepare_scan(scan: Volume, plan: Plan) -> PreparedScan:
+def prepare_scan(scan: Volume, target: Target) -> PreparedScan:
     """Decide how a scan is prepared; nothing is resampled yet.
 
     Args:
         scan: In HU, as `check_hu` returns it.
-        plan: How scans are prepared.
+        target: What it is brought to.
     """
     y0, y1, x0, x1 = box = body_box(scan)
     _, row_mm, column_mm = scan.geometry.spacing_mm
-    shape = resampled_shape((y1 - y0, x1 - x0), (row_mm, column_mm), plan.spacing_mm)
-    return PreparedScan(scan, plan, Placement(scan.geometry.shape, box, shape))
+    shape = resampled_shape((y1 - y0, x1 - x0), (row_mm, column_mm), target.spacing_mm)
+    return PreparedScan(scan, target, Placement(scan.geometry.shape, box, shape))
 
 
 def prepare_labels(labels: NDArray[np.uint8], placement: Placement) -> NDArray[np.uint8]:
-    """Bring a label map to the prepared grid.
+    """Bring slices of a label map to the prepared grid.
 
     Args:
-        labels: On the scan's grid, (z, y, x).
+        labels: Slices on the scan's grid, (n, y, x).
         placement: Where the prepared grid lies in it.
 
     Returns:
-        (z, height, width).
+        (n, height, width).
     """
     y0, y1, x0, x1 = placement.box
-    prepared: NDArray[np.uint8] = np.empty((len(labels), *placement.prepared_shape), np.uint8)
-    for start in range(0, len(labels), _BLOCK):
-        block = labels[start : start + _BLOCK, y0:y1, x0:x1]
-        prepared[start : start + _BLOCK] = resample_labels(block, placement.prepared_shape)
-    return prepared
+    return resample_labels(labels[:, y0:y1, x0:x1], placement.prepared_shape)
 
 
 def restore_probabilities(probabilities: NDArray[np.float32], placement: Placement) -> NDArray[np.float32]:

@@ -25,7 +25,7 @@ from kitsattn.files import atomic_path, read_json, write_json
 from kitsattn.labels import BACKGROUND
 from kitsattn.preprocess.case import Placement, PreparedScan, prepare_labels
 from kitsattn.preprocess.intensity import normalise
-from kitsattn.preprocess.plan import Plan
+from kitsattn.preprocess.plan import Plan, Target
 from kitsattn.volume.geometry import Geometry, Shape, Triple
 from kitsattn.workspace import PREPARED_DESCRIPTION
 
@@ -74,7 +74,7 @@ class CaseRecord:
         case_id: The case.
         geometry: Of the scan.
         placement: How the prepared grid lies in it.
-        plan: How it was prepared.
+        target: Spacing and window it was prepared for.
         image_sha256: Checksum of the scan's file.
         labels_sha256: Checksum of the label map's file.
     """
@@ -83,7 +83,7 @@ class CaseRecord:
     case_id: str
     geometry: Geometry
     placement: Placement
-    plan: Plan
+    target: Target
     image_sha256: str
     labels_sha256: str
 
@@ -101,10 +101,14 @@ class StoredCase:
     Attributes:
         folder: Where its files lie.
         record: What is known of it.
+        mean_hu: What is subtracted when slices are read, from the plan.
+        std_hu: What they are divided by then.
     """
 
     folder: Path
     record: CaseRecord
+    mean_hu: float
+    std_hu: float
 
     @property
     def case_id(self) -> str:
@@ -119,7 +123,7 @@ class StoredCase:
     @property
     def spacing_mm(self) -> Triple:
         """Spacing of the prepared grid, (z, y, x)."""
-        return self.record.geometry.spacing_mm[0], *self.record.plan.spacing_mm
+        return self.record.geometry.spacing_mm[0], *self.record.target.spacing_mm
 
     def read_slices(self, indices: Sequence[int] | NDArray[np.intp]) -> NDArray[np.float32]:
         """Read slices of the image, in any order and more than once if asked.
@@ -130,7 +134,7 @@ class StoredCase:
         wanted, order = np.unique(np.asarray(indices), return_inverse=True)
         with _opened(_image_file(self.folder, self.case_id)) as image:
             hu = np.stack([image[int(index)] for index in wanted]).astype(np.float32)
-        return normalise(hu, self.record.plan.mean_hu, self.record.plan.std_hu)[order]
+        return normalise(hu, self.mean_hu, self.std_hu)[order]
 
     def read_labels(self, index: int) -> NDArray[np.uint8]:
         """Read one slice of the label map, (height, width)."""
@@ -179,13 +183,13 @@ class PreparedDataset:
         """Open a case.
 
         Raises:
-            KitsattnError: If it is not there, or was prepared with another plan.
+            KitsattnError: If it is not there, unfinished, of another format, or was prepared with another plan.
         """
-        case = open_case(self.folder, case_id)
-        if case.record.plan.identity != self.plan.identity:
+        record = read_record(self.folder, case_id)
+        if record.target != self.plan.target:
             msg = f"{self.folder}: {case_id} was prepared with another plan: run `kitsattn preprocess` again"
             raise KitsattnError(msg)
-        return case
+        return StoredCase(self.folder, record, self.plan.mean_hu, self.plan.std_hu)
 
 
 def open_dataset(folder: Path) -> PreparedDataset:
@@ -212,8 +216,8 @@ def save_dataset(dataset: PreparedDataset) -> None:
     write_json(dataset.folder / DATASET_FILE, {"format": DATASET_FORMAT, **content})
 
 
-def open_case(folder: Path, case_id: str) -> StoredCase:
-    """Open a case of the prepared data set in `folder`.
+def read_record(folder: Path, case_id: str) -> CaseRecord:
+    """Read what is known of a finished case of the prepared data set in `folder`.
 
     Raises:
         KitsattnError: If it is not there, unfinished, or of another format.
@@ -222,11 +226,13 @@ def open_case(folder: Path, case_id: str) -> StoredCase:
     if not file.is_file():
         msg = f"{folder} holds no finished case {case_id}: run `kitsattn preprocess` again, it goes on where it stopped"
         raise KitsattnError(msg)
-    return StoredCase(folder, from_json(CaseRecord, read_json(file), str(file)))
+    return from_json(CaseRecord, read_json(file), str(file))
 
 
-def save_case(folder: Path, source: CaseSource, prepared: PreparedScan, labels: NDArray[np.uint8]) -> StoredCase:
+def save_case(folder: Path, source: CaseSource, prepared: PreparedScan, labels: NDArray[np.uint8]) -> CaseRecord:
     """Prepare a case and write it; its JSON, written last, marks it as finished.
+
+    Slices are prepared and packed a chunk at a time, so that the prepared case is never in memory as a whole.
 
     Args:
         folder: Of the prepared data set.
@@ -237,58 +243,66 @@ def save_case(folder: Path, source: CaseSource, prepared: PreparedScan, labels: 
     file = _case_file(folder, source.case_id)
     file.unlink(missing_ok=True)
     depth, height, width = prepared.shape
-    chunk = (min(_CHUNK, depth), height, width)
-    image = blosc2.empty(prepared.shape, dtype=np.int16, chunks=chunk, blocks=(1, height, width), **_PACKING)
+    layout = {"chunks": (min(_CHUNK, depth), height, width), "blocks": (1, height, width), **_PACKING}
+    image = blosc2.empty(prepared.shape, dtype=np.int16, **layout)
+    label_map = blosc2.empty(prepared.shape, dtype=np.uint8, **layout)
+    foreground: dict[int, list[NDArray[np.intp]]] = {}
     for start in range(0, depth, _CHUNK):
         stop = min(start + _CHUNK, depth)
         image[start:stop] = np.rint(prepared.hu(start, stop)).astype(np.int16)
-    label_map = prepare_labels(labels, prepared.placement)
-    locations = foreground_locations(label_map)
+        block = np.ascontiguousarray(prepare_labels(labels[start:stop], prepared.placement))
+        label_map[start:stop] = block
+        voxels = np.flatnonzero(block)
+        values = block.ravel()[voxels]
+        for value in np.unique(values):
+            foreground.setdefault(int(value), []).append(voxels[values == value] + start * height * width)
+    locations = draw_locations(
+        {value: np.concatenate(parts) for value, parts in sorted(foreground.items())}, prepared.shape
+    )
     _write(_image_file(folder, source.case_id), image)
-    packed = blosc2.asarray(label_map, chunks=chunk, blocks=(1, height, width), **_PACKING)
-    _write(_labels_file(folder, source.case_id), packed)
+    _write(_labels_file(folder, source.case_id), label_map)
     _write(_locations_file(folder, source.case_id), blosc2.asarray(locations, **_PACKING))
     record = CaseRecord(
         format=CASE_FORMAT,
         case_id=source.case_id,
         geometry=prepared.scan.geometry,
         placement=prepared.placement,
-        plan=prepared.plan,
+        target=prepared.target,
         image_sha256=source.image_sha256,
         labels_sha256=source.labels_sha256,
     )
     write_json(file, to_json(record))
-    return StoredCase(folder, record)
+    return record
 
 
-def is_finished(folder: Path, source: CaseSource, plan: Plan) -> bool:
-    """Tell whether a case was already prepared from the same files with the same plan."""
+def is_finished(folder: Path, source: CaseSource, target: Target) -> bool:
+    """Tell whether a case was already prepared from the same files for the same target."""
     try:
-        record = open_case(folder, source.case_id).record
+        record = read_record(folder, source.case_id)
     except KitsattnError:
         return False
     same_files = (record.image_sha256, record.labels_sha256) == (source.image_sha256, source.labels_sha256)
-    return same_files and record.plan.identity == plan.identity
+    return same_files and record.target == target
 
 
-def foreground_locations(labels: NDArray[np.uint8]) -> NDArray[np.int32]:
+def draw_locations(voxels: Mapping[int, NDArray[np.intp]], shape: Shape) -> NDArray[np.int32]:
     """Draw voxels of each foreground class: 10,000 or 1 %, whichever is more, or all if there are fewer.
 
     The numbers are nnU-Net's. The draw is seeded, so that a case gives the same voxels every time.
 
     Args:
-        labels: (z, height, width).
+        voxels: Class value to all its voxels, as ascending indices into the flattened case.
+        shape: Of the case, (z, height, width).
 
     Returns:
         (n, 4), columns class, z, y, x, sorted by class.
     """
     drawn = [np.empty((0, 4), np.int32)]
-    for value in range(BACKGROUND + 1, int(labels.max()) + 1):
-        voxels = np.flatnonzero(labels == value)
-        wanted = max(min(_LOCATIONS_AT_LEAST, voxels.size), math.ceil(_LOCATIONS_PART * voxels.size))
-        chosen = np.sort(np.random.default_rng([_SEED, value]).choice(voxels, wanted, replace=False))
-        places = np.stack(np.unravel_index(chosen, labels.shape), axis=1)
-        drawn.append(np.insert(places, 0, value, axis=1).astype(np.int32))
+    for value, places in voxels.items():
+        wanted = max(min(_LOCATIONS_AT_LEAST, places.size), math.ceil(_LOCATIONS_PART * places.size))
+        chosen = np.sort(np.random.default_rng([_SEED, value]).choice(places, wanted, replace=False))
+        rows = np.stack(np.unravel_index(chosen, shape), axis=1)
+        drawn.append(np.insert(rows, 0, value, axis=1).astype(np.int32))
     return np.concatenate(drawn)
 
 

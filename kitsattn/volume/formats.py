@@ -1,5 +1,7 @@
 """Scans and label maps in any file format: NIfTI through nibabel, everything else through SimpleITK."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +42,7 @@ def read_scan(path: Path) -> Volume:
     if _is_nifti(path):
         return nifti.read_scan(path)
     stored, grid, geometry = _read_itk(path)
-    return Volume(np.ascontiguousarray(grid.to_canonical(scan_values(stored, 1.0, 0.0, path))), geometry, grid)
+    return Volume(grid.copy_canonical(scan_values(stored, 1.0, 0.0, path)), geometry, grid)
 
 
 def read_labels(path: Path) -> Volume:
@@ -57,7 +59,29 @@ def read_labels(path: Path) -> Volume:
     if _is_nifti(path):
         return nifti.read_labels(path)
     stored, grid, geometry = _read_itk(path)
-    return Volume(np.ascontiguousarray(grid.to_canonical(label_values(stored, 1.0, 0.0, path))), geometry, grid)
+    return Volume(grid.copy_canonical(label_values(stored, 1.0, 0.0, path)), geometry, grid)
+
+
+def read_grid(path: Path) -> tuple[Geometry, FileGrid, tuple[str, ...]]:
+    """Read where the voxels of a scan or label map lie, from its header alone.
+
+    Returns:
+        The geometry in (z, y, x), how the array lies in the file, and what was odd, one sentence each.
+
+    Raises:
+        KitsattnError: If the file is missing, DICOM, or has no header of three axes with an orthogonal grid.
+    """
+    _refuse_dicom(path)
+    if _is_nifti(path):
+        return nifti.read_grid(path)
+    import SimpleITK  # noqa: PLC0415 - NIfTI users need not wait for it
+
+    reader = SimpleITK.ImageFileReader()
+    reader.SetFileName(str(path))
+    with _itk_errors(path):
+        reader.ReadImageInformation()
+    grid, geometry = _itk_grid(reader, path)
+    return geometry, grid, ()
 
 
 def write_labels(path: Path, labels: Volume, *, note: str | None = None, overwrite: bool = False) -> None:
@@ -120,27 +144,43 @@ def _read_itk(path: Path) -> tuple[NDArray[Any], FileGrid, Geometry]:
     """Return stored voxels with axes in SimpleITK's order of indices, how they lie in the file and in the patient."""
     import SimpleITK  # noqa: PLC0415 - NIfTI users need not wait for it
 
-    try:
+    with _itk_errors(path):
         image = SimpleITK.ReadImage(str(path))
+    grid, geometry = _itk_grid(image, path)
+    stored: NDArray[Any] = SimpleITK.GetArrayFromImage(image).T
+    refuse_non_numbers(stored.dtype, path)
+    return stored, grid, geometry
+
+
+@contextmanager
+def _itk_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         msg = f"{path} cannot be read ({reason}): a scan is .nii.gz, .nii, .nrrd, .mha or another format of SimpleITK"
         raise KitsattnError(msg) from error
+
+
+def _itk_grid(image: Any, path: Path) -> tuple[FileGrid, Geometry]:  # noqa: ANN401 - an image, or a reader of one
+    """Check what SimpleITK says of a file and return how its array lies in file and patient."""
+    import SimpleITK  # noqa: PLC0415 - NIfTI users need not wait for it
+
     if image.GetDimension() != SPATIAL_AXES:
         msg = f"{path} has the shape {image.GetSize()}: a scan has three axes, extract one volume from it"
         raise KitsattnError(msg)
-    if image.GetNumberOfComponentsPerPixel() != 1:
+    components = (
+        image.GetNumberOfComponentsPerPixel() if isinstance(image, SimpleITK.Image) else image.GetNumberOfComponents()
+    )
+    if components != 1:
         msg = f"{path} holds several values a voxel, such as colours: a scan or label map holds one real number a voxel"
         raise KitsattnError(msg)
-    stored: NDArray[Any] = SimpleITK.GetArrayFromImage(image).T
-    refuse_non_numbers(stored.dtype, path)
     affine = np.eye(4)
     affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * np.array(image.GetSpacing())
     affine[:3, 3] = image.GetOrigin()
     header = SimpleITK.Image([1, 1, 1], SimpleITK.sitkUInt8)
     _copy_grid(image, header)
-    grid, geometry = canonical_grid(image.GetSize(), _RAS_FROM_LPS @ affine, path, header)
-    return stored, grid, geometry
+    return canonical_grid(image.GetSize(), _RAS_FROM_LPS @ affine, path, header)
 
 
 def _write_itk(path: Path, labels: Volume, note: str | None, *, overwrite: bool) -> None:
@@ -165,7 +205,7 @@ def _write_itk(path: Path, labels: Volume, note: str | None, *, overwrite: bool)
             raise OSError(str(error).strip().splitlines()[-1]) from error
 
 
-def _copy_grid(image: "SimpleITK.Image", target: "SimpleITK.Image") -> None:
+def _copy_grid(image: Any, target: "SimpleITK.Image") -> None:  # noqa: ANN401 - see above
     target.SetSpacing(image.GetSpacing())
     target.SetOrigin(image.GetOrigin())
     target.SetDirection(image.GetDirection())

@@ -74,6 +74,24 @@ def read_labels(path: Path) -> Volume:
     return _read(path, label_values)
 
 
+def read_grid(path: Path) -> tuple[Geometry, FileGrid, tuple[str, ...]]:
+    """Read where the voxels lie, from the header alone.
+
+    Args:
+        path: A .nii or .nii.gz file; compression is recognised by content.
+
+    Returns:
+        The geometry in (z, y, x), how the array lies in the file, and what was odd, one sentence each.
+
+    Raises:
+        KitsattnError: If the file is missing, or its header is damaged or not one of three axes with an orthogonal
+            grid.
+    """
+    with _file_errors(path), _open(path) as stream:
+        grid, geometry, notes = _read_grid(_read_header(stream, path), path)
+    return geometry, grid, notes
+
+
 def write_nifti(
     path: Path, volume: Volume, *, axes: str = "RAS", note: str | None = None, overwrite: bool = True
 ) -> None:
@@ -130,12 +148,20 @@ def write_labels(path: Path, labels: Volume, *, note: str | None = None, overwri
 
 def _read(path: Path, convert: Callable[[NDArray[Any], float, float, Path], NDArray[Any]]) -> Volume:
     """Read a file; `convert` turns stored values, slope and intercept into the volume's values."""
+    with _file_errors(path), _open(path) as stream:
+        header = _read_header(stream, path)
+        grid, geometry, notes = _read_grid(header, path)
+        stored = _read_values(stream, header)
+        slope, intercept = header.get_slope_inter()
+    values = convert(stored, 1.0 if slope is None else slope, 0.0 if intercept is None else intercept, path)
+    return Volume(grid.copy_canonical(values), geometry, grid, notes)
+
+
+@contextmanager
+def _file_errors(path: Path) -> Iterator[None]:
+    """Turn what can go wrong with a file into one line."""
     try:
-        with _open(path) as stream:
-            header = _read_header(stream, path)
-            grid, geometry, notes = _read_grid(header, path)
-            stored = _read_values(stream, header)
-            slope, intercept = header.get_slope_inter()
+        yield
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         msg = f"{path} is truncated or damaged ({error}): copy or download it again"
         raise KitsattnError(msg) from error
@@ -148,8 +174,6 @@ def _read(path: Path, convert: Callable[[NDArray[Any], float, float, Path], NDAr
     except OSError as error:
         msg = f"{path} cannot be read: {error.strerror or error}"
         raise KitsattnError(msg) from error
-    values = convert(stored, 1.0 if slope is None else slope, 0.0 if intercept is None else intercept, path)
-    return Volume(np.ascontiguousarray(grid.to_canonical(values)), geometry, grid, notes)
 
 
 @contextmanager

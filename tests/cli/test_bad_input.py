@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from typer.testing import Result
 
-from kitsattn.files import write_json
+from kitsattn.files import read_json, write_json
 
 if TYPE_CHECKING:
     from tests.conftest import FileServer
@@ -175,27 +175,44 @@ def test_a_bad_scan_is_not_predicted(refused: Refused, checkpoint: Path, painted
         assert refused("predict", "bad.nii.gz", *words, "--model", checkpoint, names="bad.nii.gz", mend=bad.mend) == []
 
 
+def _reason_to_leave_out(command: Command, raw: Path, workers: str = "1") -> str:
+    """Prepare a good and a bad case; return why the bad one was left out, once the good one is there."""
+    result = command("-q", "preprocess", raw, "--workers", workers, "--json")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: 1 of 2 cases cannot be used: mend them as the findings say")
+    told = json.loads(result.stdout)
+    assert (told["cases"], told["kept"]) == (["case_00000"], 1)
+    (wrong,) = [finding for finding in told["findings"] if finding["severity"] == "error"]
+    assert wrong["case"] == "case_00001"
+    assert read_json(Path("kitsattn-workspace/preprocessed/raw/dataset.json"))["sources"].keys() == {"case_00000"}
+    return str(wrong["text"])
+
+
 @pytest.mark.parametrize("bad", BAD_SCANS.values(), ids=BAD_SCANS.keys())
-def test_a_bad_scan_is_not_prepared(refused: Refused, prepared_case: Path, painted: Painted, bad: Bad) -> None:
-    """The case is named, and the data set as it was prepared before stays whole."""
+def test_a_bad_scan_is_left_out(command: Command, prepared_case: Path, bad: Bad) -> None:
+    """The case is named with its mend, and the other case is kept as it was prepared before."""
     scan = prepared_case / "case_00001" / "imaging.nii.gz"
-    bad.write(scan, *painted)
-    assert refused("preprocess", prepared_case, "--workers", "1", names=scan, mend=bad.mend) == []
+    bad.write(scan, *_voxels(scan))
+    reason = _reason_to_leave_out(command, prepared_case)
+    assert str(scan) in reason
+    assert bad.mend in reason
 
 
 @pytest.mark.parametrize("bad", BAD_LABELS.values(), ids=BAD_LABELS.keys())
-def test_a_bad_label_map_is_not_prepared(refused: Refused, prepared_case: Path, bad: Bad) -> None:
-    """The label map is named, and the data set as it was prepared before stays whole."""
+def test_a_bad_label_map_is_left_out(command: Command, prepared_case: Path, bad: Bad) -> None:
+    """The label map is named with its mend, and the other case is kept as it was prepared before."""
     path = prepared_case / "case_00001" / "segmentation.nii.gz"
     bad.write(path, *_voxels(path))
-    assert refused("preprocess", prepared_case, "--workers", "1", names=path, mend=bad.mend) == []
+    reason = _reason_to_leave_out(command, prepared_case)
+    assert str(path) in reason
+    assert bad.mend in reason
 
 
-def test_a_bad_case_in_a_worker_is_one_line_too(refused: Refused, prepared_case: Path, painted: Painted) -> None:
+def test_a_bad_case_in_a_worker_is_told_too(command: Command, prepared_case: Path) -> None:
     """What another process found wrong is told as if this one had found it."""
     scan = prepared_case / "case_00001" / "imaging.nii.gz"
-    _truncated(scan, *painted)
-    assert refused("preprocess", prepared_case, "--workers", "2", names=scan, mend="truncated or damaged") == []
+    _truncated(scan, *_voxels(scan))
+    assert f"{scan} is truncated or damaged" in _reason_to_leave_out(command, prepared_case, workers="2")
 
 
 @pytest.mark.parametrize("name", [name for name in BAD_LABELS if name != "unknown labels"])

@@ -147,7 +147,13 @@ def test_json_is_all_that_is_on_stdout(command: Command, home: Path, checkpoint:
         found[name] = json.loads(result.stdout)
     cases = [f"case_0000{number}" for number in range(6)]
     folder = str(home / "preprocessed" / "painted")
-    assert found["preprocess"] == {"dataset": "painted", "folder": folder, "cases": cases}
+    assert found["preprocess"] == {
+        "dataset": "painted",
+        "folder": folder,
+        "cases": cases,
+        "kept": 6,
+        "findings": [],
+    }
     assert (found["predict"]["input"], found["predict"]["output"]) == (str(scan), "out.nii.gz")
     assert found["predict"]["volumes_ml"]["kidney"] > 0
     assert (found["predict"]["synthetic"], found["predict"]["notes"]) == (False, [])
@@ -206,7 +212,7 @@ def test_the_workspace_is_the_option_then_the_environment(
 def test_runs_leave_a_log_in_their_folder(home: Path) -> None:
     """Preprocessing and training write what they were asked and what they did, with times."""
     for path, done in (
-        (home / "preprocessed" / "painted" / "preprocess.log", "6 cases to prepare"),
+        (home / "preprocessed" / "painted" / "preprocess.log", "6 cases prepared"),
         (home / "runs" / "first" / "train.log", "fold 0: epoch 3 of 3"),
     ):
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -218,9 +224,9 @@ def test_runs_leave_a_log_in_their_folder(home: Path) -> None:
 def test_prepared_cases_are_kept_unless_told(command: Command, kits_folder: Path) -> None:
     """A second `preprocess` does nothing; --restart prepares every case again."""
     said = [command("preprocess", kits_folder, "--workers", "1", *more).stderr for more in ([], [], ["--restart"])]
-    assert "6 cases to prepare, 0 finished already" in said[0]
-    assert "0 cases to prepare, 6 finished already" in said[1]
-    assert "6 cases to prepare, 0 finished already" in said[2]
+    assert "6 cases prepared, 0 were finished already" in said[0]
+    assert "0 cases prepared, 6 were finished already" in said[1]
+    assert "6 cases prepared, 0 were finished already" in said[2]
 
 
 def _write(path: Path, data: np.ndarray, affine: np.ndarray) -> Path:

@@ -83,7 +83,7 @@ def test_no_bars_without_a_terminal(process: Process, kits_folder: Path) -> None
     """A pipe or a file gets plain lines."""
     run = process("preprocess", kits_folder, "--workers", "1", program=IMPATIENT)
     assert run.returncode == 0
-    assert "6 cases to prepare" in run.stderr
+    assert "6 cases prepared" in run.stderr
     assert ESCAPE not in run.stderr
     assert BAR not in run.stderr
 
@@ -202,4 +202,4 @@ def test_a_terminal_that_has_gone_does_not_stop_the_work(process: Process, kits_
     assert run.returncode == 0
     assert run.stdout == "6 cases prepared in kitsattn-workspace/preprocessed/painted\n"
     log = Path("kitsattn-workspace", "preprocessed", "painted", "preprocess.log").read_text(encoding="utf-8")
-    assert "6 cases to prepare" in log
+    assert "6 cases prepared" in log

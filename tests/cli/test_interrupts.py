@@ -154,6 +154,6 @@ def test_preprocessing_is_interrupted_and_goes_on(command: Command, kits_folder:
 
     result = command(*arguments)
     assert result.exit_code == 0, result.stderr
-    assert f"{48 - finished} cases to prepare, {finished} finished already" in result.stderr
+    assert f"{48 - finished} cases prepared, {finished} were finished already" in result.stderr
     assert (folder / "dataset.json").exists()
     assert _remains() == []

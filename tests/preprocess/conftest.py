@@ -1,5 +1,6 @@
 """A small abdomen that all tests of preprocessing share: drawn, not random, with everything the rules look for."""
 
+import csv
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from kitsattn.preprocess.fingerprint import Fingerprint, Foreground
 from kitsattn.volume.geometry import Geometry
 from kitsattn.volume.nifti import write_nifti
 from kitsattn.volume.volume import Volume
@@ -56,3 +58,17 @@ def write_case(abdomen: tuple[Volume, Volume]) -> Callable[[Path, str], Path]:
         return case
 
     return write
+
+
+@pytest.fixture(scope="session")
+def kits19_headers() -> list[Fingerprint]:
+    """The 210 training cases of KiTS19 as their NIfTI headers describe them, with nothing cropped."""
+    with (Path(__file__).parent / "kits19-headers.csv").open(encoding="ascii", newline="") as file:
+        rows = list(csv.DictReader(file))
+    fingerprints = []
+    for row in rows:
+        shape = (int(row["slices"]), int(row["rows"]), int(row["columns"]))
+        spacing_mm = (float(row["slice_mm"]), float(row["row_mm"]), float(row["column_mm"]))
+        box = (0, shape[1], 0, shape[2])
+        fingerprints.append(Fingerprint(row["case"], shape, spacing_mm, box, {}, Foreground(90, (1, 2, 1))))
+    return fingerprints

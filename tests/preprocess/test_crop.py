@@ -4,6 +4,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kitsattn.datasets.phantom.fit import fit_to_field, height_of_kidneys
+from kitsattn.datasets.phantom.outline import Outline, direction_bins
+from kitsattn.datasets.phantom.paint import paint
+from kitsattn.datasets.phantom.patient import draw_patient
 from kitsattn.preprocess.crop import body_box
 from kitsattn.volume.geometry import Geometry
 from kitsattn.volume.nifti import read_scan
@@ -54,6 +58,32 @@ def test_arms_beside_the_body_are_kept(abdomen: Abdomen) -> None:
 def test_scan_without_a_body_keeps_its_slices(abdomen: Abdomen) -> None:
     """Where nothing is found nothing is cut."""
     assert body_box(abdomen[0].with_array(np.full_like(abdomen[0].array, -1000))) == (0, 60, 0, 80)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_known_body_of_a_phantom_is_never_cut(seed: int) -> None:
+    """No voxel inside the skin that a phantom was painted with lies outside the box, which leaves most air out."""
+    shape, spacing_mm = (12, 190, 210), (9.0, 2.4, 2.4)
+    patient = fit_to_field(draw_patient(seed), shape[2] * spacing_mm[2])
+    outline = Outline(patient)
+    # The painter's field of view is centred on the height of the kidneys and 6 mm behind the axis of the trunk.
+    middle_mm = (height_of_kidneys(patient, shape[0] * spacing_mm[0]), 6.0, 0.0)
+    z_mm, y_mm, x_mm = (
+        middle + step * (np.arange(count) - (count - 1) / 2)
+        for middle, step, count in zip(middle_mm, spacing_mm, shape, strict=True)
+    )
+    rows, columns = np.meshgrid(y_mm, x_mm, indexing="ij")
+    body = np.stack([np.hypot(rows, columns) < outline.layers(z).skin[direction_bins(rows, columns)] for z in z_mm])
+    scan, _ = paint(draw_patient(seed), shape, spacing_mm)
+    assert scan.array[body].mean() > -150
+    assert np.mean(scan.array[~body] < -900) > 0.8
+
+    y0, y1, x0, x1 = body_box(scan)
+
+    kept = body.copy()
+    body[:, y0:y1, x0:x1] = False
+    assert not body.any()
+    assert (y1 - y0) * (x1 - x0) < 1.8 * kept.any(axis=0).sum()
 
 
 @pytest.mark.parametrize("border", [0, 30])

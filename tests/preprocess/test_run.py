@@ -1,10 +1,16 @@
 import json
 import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import nibabel as nib
 import numpy as np
 import pytest
 
@@ -12,8 +18,9 @@ from kitsattn.config import to_json
 from kitsattn.datasets.kits import find_dataset
 from kitsattn.errors import KitsattnError
 from kitsattn.preprocess.plan import Plan
-from kitsattn.preprocess.run import preprocess_dataset
+from kitsattn.preprocess.run import Preprocessed, preprocess_dataset, verify_dataset
 from kitsattn.preprocess.store import open_dataset
+from kitsattn.preprocess.verify import Finding
 from kitsattn.volume.nifti import read_labels, read_scan, write_nifti
 from kitsattn.volume.volume import Volume
 
@@ -28,14 +35,28 @@ def raw(tmp_path: Path, write_case: WriteCase) -> Path:
     return tmp_path / "raw"
 
 
+def preprocess(raw: Path, folder: Path, **options: Any) -> Preprocessed:
+    """Prepare the data set in `raw`, in this process unless a test asks for others."""
+    return preprocess_dataset(find_dataset(raw), folder, **{"workers": 1, **options})
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    """Return the bytes of all files of a prepared data set."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def errors(findings: tuple[Finding, ...]) -> dict[str | None, str]:
+    """Return case to text of the errors among findings."""
+    return {finding.case_id: finding.text for finding in findings if finding.severity == "error"}
+
+
 def test_dataset_is_prepared(tmp_path: Path, raw: Path, abdomen: tuple[Volume, Volume]) -> None:
     """Two scans become two cases with a plan of their median spacing and their foreground."""
     steps: list[tuple[str, int, int]] = []
 
-    prepared = preprocess_dataset(
-        find_dataset(raw), tmp_path / "out", progress=lambda label, done, total: steps.append((label, done, total))
-    )
+    result = preprocess(raw, tmp_path / "out", progress=lambda label, done, total: steps.append((label, done, total)))
 
+    prepared = result.dataset
     scan, labels = abdomen
     values = np.clip(scan.array[labels.array > 0], -300, 300)
     assert prepared.cases == ("case_00000", "case_00001")
@@ -50,165 +71,264 @@ def test_dataset_is_prepared(tmp_path: Path, raw: Path, abdomen: tuple[Volume, V
     foreground = np.stack([case.read_labels(index) for index in range(12)]) > 0
     assert foreground.sum() == (labels.array > 0).sum()
     assert case.read_slices(range(12))[foreground].mean() == pytest.approx(0, abs=0.01)
-    assert {label for label, _, _ in steps} == {"checksums", "fingerprints", "cases"}
-    assert steps[-1] == ("cases", 2, 2)
+    assert [step for step in steps if step[1] == step[2]] == [("headers", 2, 2), ("cases", 2, 2)]
+
+
+def test_fingerprint_is_left_for_people_to_read(tmp_path: Path, raw: Path, abdomen: tuple[Volume, Volume]) -> None:
+    """fingerprint.json holds shapes, spacings and voxels of each case, and the statistics of the pooled foreground."""
+    preprocess(raw, tmp_path / "out")
+
+    content = json.loads((tmp_path / "out" / "fingerprint.json").read_text())
+
+    scan, labels = abdomen
+    values = scan.array[labels.array > 0]
+    assert content["foreground"]["mean_hu"] == pytest.approx(values.mean())
+    assert content["foreground"]["max_hu"] == values.max()
+    assert content["cases"]["case_00001"]["shape"] == [12, 60, 80]
+    assert content["cases"]["case_00001"]["voxels"]["tumour"] == np.count_nonzero(labels.array == 2)
 
 
 def test_workers_change_nothing(tmp_path: Path, raw: Path) -> None:
     """Two processes prepare the very same files as one."""
     for workers in (1, 2):
-        preprocess_dataset(find_dataset(raw), tmp_path / str(workers), workers=workers)
+        preprocess(raw, tmp_path / str(workers), workers=workers)
 
-    one, two = ({p.name: p.read_bytes() for p in (tmp_path / n).rglob("*") if p.is_file()} for n in ("1", "2"))
-    assert one == two
+    assert files_in(tmp_path / "1") == files_in(tmp_path / "2")
+
+
+def test_run_that_was_killed_goes_on_to_the_same_bytes(tmp_path: Path, raw: Path, write_case: WriteCase) -> None:
+    """Killed with SIGKILL after its first case, and started again: every file is that of an uninterrupted run."""
+    for number in range(2, 8):
+        write_case(raw, f"case_{number:05}")
+    script = (
+        "import sys; from pathlib import Path; from kitsattn.datasets.kits import find_dataset;"
+        "from kitsattn.preprocess.run import preprocess_dataset;"
+        "preprocess_dataset(find_dataset(Path(sys.argv[1])), Path(sys.argv[2]), workers=1)"
+    )
+    folder = tmp_path / "out"
+    process = subprocess.Popen([sys.executable, "-c", script, str(raw), str(folder)])
+    try:
+        while process.poll() is None and not (folder / "cases" / "case_00001.json").is_file():
+            time.sleep(0.001)
+    finally:
+        process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not (folder / "dataset.json").exists()
+
+    result = preprocess(raw, folder)
+
+    assert 1 <= result.kept < 8
+    preprocess(raw, tmp_path / "whole")
+    assert files_in(folder) == files_in(tmp_path / "whole")
+
+
+def test_cluster_prepares_the_same_though_a_worker_is_killed(
+    tmp_path: Path, raw: Path, write_case: WriteCase, cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of two Dask workers is killed as soon as a case is finished; the files are those of a single process.
+
+    The workers lie in another folder than this process, whose paths are relative.
+    """
+    for number in range(2, 8):
+        write_case(raw, f"case_{number:05}")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    killed = []
+
+    def kill_a_worker() -> None:
+        from distributed import Client
+
+        with Client(cluster) as client:  # type: ignore[no-untyped-call]
+            processes = client.run(os.getpid)
+        while not list((tmp_path / "out" / "cases").glob("case_?????.json")):
+            time.sleep(0.001)
+        os.kill(next(iter(processes.values())), signal.SIGKILL)
+        killed.append(True)
+
+    killer = threading.Thread(target=kill_a_worker)
+    killer.start()
+
+    result = preprocess(Path("../raw"), Path("../out"), scheduler=cluster)
+
+    killer.join()
+    assert killed
+    assert errors(result.findings) == {}
+    preprocess(raw, tmp_path / "alone")
+    assert files_in(tmp_path / "out") == files_in(tmp_path / "alone")
 
 
 def test_finished_cases_are_kept(tmp_path: Path, raw: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A second run prepares only the case whose JSON is missing; --restart prepares all."""
+    """A second run prepares only the case whose JSON is missing, and says so; --restart prepares all."""
     caplog.set_level(logging.INFO)
     folder = tmp_path / "out"
-    first = preprocess_dataset(find_dataset(raw), folder)
+    first = preprocess(raw, folder)
     kept = (folder / "cases" / "case_00000.b2nd").stat().st_mtime_ns
     (folder / "cases" / "case_00001.json").unlink()
 
-    assert preprocess_dataset(find_dataset(raw), folder) == first
+    again = preprocess(raw, folder)
 
-    assert "1 cases to prepare, 1 finished already" in caplog.text
+    assert again == replace(first, kept=1)
+    assert "1 cases prepared, 1 were finished already" in caplog.text
     assert (folder / "cases" / "case_00000.b2nd").stat().st_mtime_ns == kept
-    preprocess_dataset(find_dataset(raw), folder, resume=False)
-    assert "2 cases to prepare, 0 finished already" in caplog.text.splitlines()[-1]
+    assert preprocess(raw, folder, resume=False).kept == 0
     assert (folder / "cases" / "case_00000.b2nd").stat().st_mtime_ns > kept
+
+
+def test_new_cases_leave_the_finished_ones_alone(tmp_path: Path, raw: Path, write_case: WriteCase) -> None:
+    """Mean and deviation change with a third case; what was stored does not, and is read with the new ones."""
+    folder = tmp_path / "out"
+    before = preprocess(raw, folder).dataset
+    path = write_case(raw, "case_00002") / "imaging.nii.gz"
+    scan = read_scan(path)
+    write_nifti(path, scan.with_array(scan.array + np.int16(30)), axes="IPL")
+
+    result = preprocess(raw, folder)
+
+    assert result.kept == 2
+    assert result.dataset.plan.mean_hu == pytest.approx(before.plan.mean_hu + 10)
+    old, new = (dataset.open_case("case_00000") for dataset in (before, result.dataset))
+    shift = old.read_slices([5]) * before.plan.std_hu - new.read_slices([5]) * result.dataset.plan.std_hu
+    assert shift == pytest.approx(10, abs=0.01)
 
 
 def test_changed_files_are_prepared_again(tmp_path: Path, raw: Path) -> None:
     """A case whose label map was corrected gets a new fingerprint and is prepared anew."""
     folder = tmp_path / "out"
-    before = preprocess_dataset(find_dataset(raw), folder)
+    before = preprocess(raw, folder).dataset
     path = raw / "case_00001" / "segmentation.nii.gz"
     labels = read_labels(path)
     write_nifti(path, labels.with_array(np.minimum(labels.array, 1)))
 
-    after = preprocess_dataset(find_dataset(raw), folder)
+    after = preprocess(raw, folder)
 
-    assert after.sources["case_00001"].labels_sha256 != before.sources["case_00001"].labels_sha256
-    assert set(after.open_case("case_00001").locations) == {1}
+    assert after.kept == 1
+    assert after.dataset.sources["case_00001"].labels_sha256 != before.sources["case_00001"].labels_sha256
+    assert after.fingerprints[1].voxels["tumour"] == 0
+    assert set(after.dataset.open_case("case_00001").locations) == {1}
 
 
-def test_interrupted_run_leaves_no_finished_dataset(tmp_path: Path, raw: Path) -> None:
-    """Where a later case cannot be prepared the old dataset.json is gone, and the finished cases are kept."""
+def test_one_bad_case_does_not_lose_the_others(tmp_path: Path, raw: Path) -> None:
+    """A case with a damaged file is an error that names it; the other is prepared, and the data set can be used."""
+    path = raw / "case_00000" / "imaging.nii.gz"
+    path.write_bytes(path.read_bytes()[:-2000])
+
+    result = preprocess(raw, tmp_path / "out", workers=2)
+
+    assert list(errors(result.findings)) == ["case_00000"]
+    assert f"{path} is truncated or damaged" in errors(result.findings)["case_00000"]
+    assert open_dataset(tmp_path / "out").cases == ("case_00001",)
+
+
+def test_without_a_good_case_the_first_error_is_raised(tmp_path: Path, raw: Path) -> None:
+    """Nothing is written where nothing could be prepared."""
+    for case_id in ("case_00000", "case_00001"):
+        (raw / case_id / "segmentation.nii.gz").write_bytes(b"broken")
+
+    with pytest.raises(KitsattnError, match=r"case_00000.segmentation\.nii\.gz is not a NIfTI file"):
+        preprocess(raw, tmp_path / "out")
+
+    assert not list((tmp_path / "out").rglob("*.json"))
+
+
+def test_data_set_that_changes_is_unfinished_meanwhile(
+    tmp_path: Path, raw: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped on the way to another spacing, the data set is unfinished; stopped while nothing changes, it is not."""
     folder = tmp_path / "out"
-    preprocess_dataset(find_dataset(raw), folder)
-    (raw / "case_00001" / "segmentation.nii.gz").write_bytes(b"broken")
+    preprocess(raw, folder)
 
-    with pytest.raises(KitsattnError, match="is not a NIfTI file"):
-        preprocess_dataset(find_dataset(raw), folder, spacing_mm=3.0)
-    with pytest.raises(KitsattnError, match="is not a NIfTI file"):
-        preprocess_dataset(find_dataset(raw), folder, plan_file=folder / "plan.json")
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
 
+    monkeypatch.setattr("kitsattn.preprocess.run._prepare", stop)
+    with pytest.raises(KeyboardInterrupt):
+        preprocess(raw, folder)
+    assert open_dataset(folder).cases == ("case_00000", "case_00001")
+
+    with pytest.raises(KeyboardInterrupt):
+        preprocess(raw, folder, spacing_mm=3.0)
     with pytest.raises(KitsattnError, match="holds no finished data set"):
         open_dataset(folder)
 
 
 def test_spacing_and_plan_of_the_user_count(tmp_path: Path, raw: Path) -> None:
-    """A spacing replaces the median; a plan replaces everything, without fingerprints; both together, both count."""
-    plan = Plan(spacing_mm=(2.0, 2.0), clip_hu=(-200.0, 250.0), mean_hu=1.0, std_hu=2.0, patch_size=(32, 64))
+    """A spacing replaces the median; a plan replaces everything; both together, both count."""
+    plan = Plan(spacing_mm=(2.0, 2.0), clip_hu=(-200.0, 150.0), mean_hu=1.0, std_hu=2.0, patch_size=(32, 64))
     (tmp_path / "mine.json").write_text(json.dumps(to_json(plan)))
-    dataset = find_dataset(raw)
 
-    spaced = preprocess_dataset(dataset, tmp_path / "spaced", spacing_mm=8.0)
-    planned = preprocess_dataset(dataset, tmp_path / "planned", plan_file=tmp_path / "mine.json")
-    both = preprocess_dataset(dataset, tmp_path / "both", plan_file=tmp_path / "mine.json", spacing_mm=8.0)
+    spaced = preprocess(raw, tmp_path / "spaced", spacing_mm=8.0).dataset
+    planned = preprocess(raw, tmp_path / "planned", plan_file=tmp_path / "mine.json").dataset
+    both = preprocess(raw, tmp_path / "both", plan_file=tmp_path / "mine.json", spacing_mm=8.0).dataset
 
     assert spaced.plan.spacing_mm == (8.0, 8.0)
     assert spaced.plan.patch_size == (32, 32)
     assert planned.plan == plan
-    assert not list((tmp_path / "planned").rglob("*.fingerprint.json"))
+    hu = planned.open_case("case_00000").read_slices(range(12)) * 2 + 1
+    assert (hu.min(), hu.max()) == (-200, 150)
     assert both.plan == replace(plan, spacing_mm=(8.0, 8.0))
     assert both.open_case("case_00000").shape == spaced.open_case("case_00000").shape
+
+
+def test_window_of_nnunet_is_planned_before_cases_are_prepared(tmp_path: Path, raw: Path) -> None:
+    """What is stored ends at the percentiles of the foreground, also when it is made again from the start."""
+    result = preprocess(raw, tmp_path / "out", window="nnunet")
+
+    low, high = result.dataset.plan.clip_hu
+    case = result.dataset.open_case("case_00001")
+    hu = case.read_slices(range(12)) * result.dataset.plan.std_hu + result.dataset.plan.mean_hu
+    assert 50 < low < 100
+    assert 160 < high < 200
+    assert (hu.min(), hu.max()) == (pytest.approx(low, abs=0.01), pytest.approx(high, abs=0.01))
+    assert preprocess(raw, tmp_path / "out", window="nnunet", resume=False) == result
 
 
 @pytest.mark.parametrize("spacing", [0.0, -1.0, float("nan")])
 def test_impossible_spacing_is_refused(tmp_path: Path, raw: Path, spacing: float) -> None:
     """A spacing must be a length."""
     with pytest.raises(KitsattnError, match="must be a finite number of mm above 0"):
-        preprocess_dataset(find_dataset(raw), tmp_path / "out", spacing_mm=spacing)
+        preprocess(raw, tmp_path / "out", spacing_mm=spacing)
 
 
-def test_cases_without_labels_are_left_out_and_counted(
-    tmp_path: Path, raw: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_cases_without_labels_are_left_out_and_counted(tmp_path: Path, raw: Path) -> None:
     """Test cases are reported, not prepared; a data set of nothing else is refused."""
     (raw / "case_00000" / "segmentation.nii.gz").unlink()
 
-    assert preprocess_dataset(find_dataset(raw), tmp_path / "out").cases == ("case_00001",)
+    result = preprocess(raw, tmp_path / "out")
 
-    assert "1 of 2 cases have no label map and are left out" in caplog.text
+    assert result.dataset.cases == ("case_00001",)
+    assert Finding(None, "note", "1 of 2 cases have no label map and are left out") in result.findings
     (raw / "case_00001" / "segmentation.nii.gz").unlink()
     with pytest.raises(KitsattnError, match="none of 2 cases has a label map"):
-        preprocess_dataset(find_dataset(raw), tmp_path / "out")
-
-
-def test_label_map_of_another_shape_is_refused(tmp_path: Path, raw: Path) -> None:
-    """A label map with a slice less is named with both shapes."""
-    path = raw / "case_00001" / "segmentation.nii.gz"
-    nib.save(nib.Nifti1Image.from_filename(path).slicer[1:], path)
-
-    with pytest.raises(KitsattnError, match=r"case_00001.segmentation.*\(12, 60, 80\) against \(11, 60, 80\)"):
-        preprocess_dataset(find_dataset(raw), tmp_path / "out")
-
-
-def test_label_map_elsewhere_is_refused_but_another_layout_is_not(tmp_path: Path, raw: Path) -> None:
-    """Grids are compared in the patient: the order of a file's axes does not count, a shift of 2 mm does."""
-    path = raw / "case_00001" / "segmentation.nii.gz"
-    labels = read_labels(path)
-    write_nifti(path, labels, axes="RAS")
-    preprocess_dataset(find_dataset(raw), tmp_path / "out")
-    write_nifti(path, replace(labels, geometry=replace(labels.geometry, origin_mm=(0.0, 2.0, 0.0))))
-
-    with pytest.raises(KitsattnError, match=r"does not lie on the grid of .* up to 2 mm apart"):
-        preprocess_dataset(find_dataset(raw), tmp_path / "out")
-
-
-def test_unknown_labels_are_refused(tmp_path: Path, raw: Path) -> None:
-    """A label that the data set does not define is named with the file and the known ones."""
-    path = raw / "case_00001" / "segmentation.nii.gz"
-    labels = read_labels(path)
-    write_nifti(path, labels.with_array(labels.array * np.uint8(2)))
-
-    with pytest.raises(KitsattnError, match=r"case_00001.segmentation.* unknown labels \[4\].*0 background, 1 kidney"):
-        preprocess_dataset(find_dataset(raw), tmp_path / "out")
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_what_was_odd_about_a_scan_is_logged_once(
-    tmp_path: Path, raw: Path, caplog: pytest.LogCaptureFixture, workers: int
-) -> None:
-    """A mended offset, and labels outside the body, are logged with their files, also from worker processes."""
-    scan = read_scan(raw / "case_00000" / "imaging.nii.gz")
-    write_nifti(raw / "case_00000" / "imaging.nii.gz", scan.with_array(scan.array + np.int16(1024)))
-    labels = read_labels(raw / "case_00001" / "segmentation.nii.gz")
-    labels.array[:, 0, 0] = 1
-    write_nifti(raw / "case_00001" / "segmentation.nii.gz", labels)
-
-    preprocess_dataset(find_dataset(raw), tmp_path / "out", workers=workers)
-
-    warnings = [record.message for record in caplog.records if record.levelno == logging.WARNING]
-    assert len(warnings) == 2
-    assert "case_00000/imaging.nii.gz: The values had an offset of 1024" in warnings[0]
-    assert "12 of " in warnings[1]
-    assert "lie outside the body and are lost" in warnings[1]
+        preprocess(raw, tmp_path / "out")
 
 
 def test_a_plan_edited_by_hand_is_kept_and_its_use_told(
-    kits_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, raw: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """plan.json says what was used; an edit in place is not used silently, nor lost."""
-    preprocess_dataset(find_dataset(kits_folder), tmp_path)
-    edited = {**json.loads((tmp_path / "plan.json").read_text()), "patch_size": [64, 64]}
-    (tmp_path / "plan.json").write_text(json.dumps(edited))
-    preprocess_dataset(find_dataset(kits_folder), tmp_path)
-    assert json.loads((tmp_path / "plan.previous.json").read_text()) == edited
-    assert json.loads((tmp_path / "plan.json").read_text()) != edited
+    folder = tmp_path / "out"
+    preprocess(raw, folder)
+    edited = {**json.loads((folder / "plan.json").read_text()), "patch_size": [64, 64]}
+    (folder / "plan.json").write_text(json.dumps(edited))
+    preprocess(raw, folder)
+    assert json.loads((folder / "plan.previous.json").read_text()) == edited
+    assert json.loads((folder / "plan.json").read_text()) != edited
     assert "add --plan" in caplog.text
-    again = preprocess_dataset(find_dataset(kits_folder), tmp_path, plan_file=tmp_path / "plan.previous.json")
-    assert again.plan.patch_size == (64, 64)
+    again = preprocess(raw, folder, plan_file=folder / "plan.previous.json")
+    assert again.dataset.plan.patch_size == (64, 64)
+
+
+def test_verifying_finds_what_preparing_would(tmp_path: Path, raw: Path, write_case: WriteCase) -> None:
+    """Every voxel is read and nothing is written; errors come first."""
+    write_case(raw, "case_00002")
+    path = raw / "case_00002" / "segmentation.nii.gz"
+    write_nifti(path, read_labels(path).with_array(np.full((12, 60, 80), 7, np.uint8)))
+    before = files_in(raw)
+
+    findings = verify_dataset(find_dataset(raw), workers=1)
+
+    assert [finding.severity for finding in findings] == ["error", "warning"]
+    assert "case_00002/segmentation.nii.gz holds the unknown labels [7]" in findings[0].text
+    assert "case_00001 has the same scan as case_00000" in findings[1].text
+    assert files_in(raw) == before
+    assert list(tmp_path.iterdir()) == [raw]

@@ -17,10 +17,10 @@ from kitsattn.preprocess.store import (
     CaseSource,
     PreparedDataset,
     StoredCase,
-    foreground_locations,
+    draw_locations,
     is_finished,
-    open_case,
     open_dataset,
+    read_record,
     save_case,
     save_dataset,
 )
@@ -34,12 +34,13 @@ Abdomen = tuple[Volume, Volume]
 @pytest.fixture
 def stored(tmp_path: Path, abdomen: Abdomen) -> StoredCase:
     """The small abdomen, prepared and stored in `tmp_path`."""
-    return save_case(tmp_path, SOURCE, prepare_scan(abdomen[0], PLAN), abdomen[1].array)
+    record = save_case(tmp_path, SOURCE, prepare_scan(abdomen[0], PLAN.target), abdomen[1].array)
+    return StoredCase(tmp_path, record, PLAN.mean_hu, PLAN.std_hu)
 
 
 def test_slices_are_read_in_any_order_and_repeated(stored: StoredCase, abdomen: Abdomen) -> None:
-    """Slab indices, with replicated edges, give the prepared slices to half a HU."""
-    expected = prepare_scan(abdomen[0], PLAN).slices(0, 12)
+    """Slab indices, with replicated edges, give the prepared slices to half a HU, normalised by the plan."""
+    expected = (prepare_scan(abdomen[0], PLAN.target).hu(0, 12) - 100) / 80
 
     found = stored.read_slices([11, 11, 0, 5, 5])
 
@@ -68,9 +69,9 @@ def test_locations_lie_in_their_class(stored: StoredCase) -> None:
 
 def test_case_without_foreground_has_no_locations(tmp_path: Path, abdomen: Abdomen) -> None:
     """A healthy case is a case."""
-    case = save_case(tmp_path, SOURCE, prepare_scan(abdomen[0], PLAN), np.zeros_like(abdomen[1].array))
+    record = save_case(tmp_path, SOURCE, prepare_scan(abdomen[0], PLAN.target), np.zeros_like(abdomen[1].array))
 
-    assert case.locations == {}
+    assert StoredCase(tmp_path, record, PLAN.mean_hu, PLAN.std_hu).locations == {}
 
 
 def test_locations_are_at_most_10000_or_one_percent() -> None:
@@ -80,12 +81,14 @@ def test_locations_are_at_most_10000_or_one_percent() -> None:
     labels[2].flat[:15000] = 2
     labels[2].flat[20000:20007] = 3
 
-    rows = foreground_locations(labels)
+    voxels = {value: np.flatnonzero(labels == value) for value in (1, 2, 3)}
+
+    rows = draw_locations(voxels, labels.shape)
 
     assert np.bincount(rows[:, 0]).tolist() == [0, 20000, 10000, 7]
     assert len(np.unique(rows, axis=0)) == len(rows)
     assert (labels[tuple(rows[:, 1:].T)] == rows[:, 0]).all()
-    assert np.array_equal(rows, foreground_locations(labels))
+    assert np.array_equal(rows, draw_locations(voxels, labels.shape))
 
 
 def test_stored_case_can_be_sent_to_another_process(stored: StoredCase) -> None:
@@ -98,15 +101,14 @@ def test_stored_case_can_be_sent_to_another_process(stored: StoredCase) -> None:
 
 
 def test_only_the_json_makes_a_case_finished(tmp_path: Path, stored: StoredCase) -> None:
-    """A case counts as finished with its own files and plan only, and not without its JSON."""
-    assert is_finished(tmp_path, SOURCE, PLAN)
-    assert is_finished(tmp_path, SOURCE, replace(PLAN, patch_size=(32, 32)))
-    assert not is_finished(tmp_path, SOURCE, replace(PLAN, mean_hu=99.0))
-    assert not is_finished(tmp_path, replace(SOURCE, image_sha256="cc"), PLAN)
+    """A case counts as finished with its own files and target only, and not without its JSON."""
+    assert is_finished(tmp_path, SOURCE, PLAN.target)
+    assert not is_finished(tmp_path, SOURCE, replace(PLAN.target, clip_hu=(-300.0, 299.0)))
+    assert not is_finished(tmp_path, replace(SOURCE, image_sha256="cc"), PLAN.target)
     (tmp_path / "cases" / "case_00003.json").unlink()
-    assert not is_finished(tmp_path, SOURCE, PLAN)
+    assert not is_finished(tmp_path, SOURCE, PLAN.target)
     with pytest.raises(KitsattnError, match=r"no finished case case_00003: run `kitsattn preprocess` again"):
-        open_case(tmp_path, "case_00003")
+        read_record(tmp_path, "case_00003")
 
 
 def test_case_that_is_written_anew_is_unfinished_until_it_is_whole(
@@ -120,8 +122,8 @@ def test_case_that_is_written_anew_is_unfinished_until_it_is_whole(
     monkeypatch.setattr("kitsattn.preprocess.store._write", stop)
 
     with pytest.raises(KeyboardInterrupt):
-        save_case(tmp_path, SOURCE, prepare_scan(abdomen[0], PLAN), abdomen[1].array)
-    assert not is_finished(tmp_path, SOURCE, PLAN)
+        save_case(tmp_path, SOURCE, prepare_scan(abdomen[0], PLAN.target), abdomen[1].array)
+    assert not is_finished(tmp_path, SOURCE, PLAN.target)
 
 
 def test_damaged_file_is_named(tmp_path: Path, stored: StoredCase) -> None:
@@ -177,8 +179,8 @@ def test_case_of_another_format_is_refused(tmp_path: Path, stored: StoredCase) -
     file.write_text(file.read_text().replace("kitsattn-case/1", "kitsattn-case/9"))
 
     with pytest.raises(KitsattnError, match="'kitsattn-case/9' is not 'kitsattn-case/1'"):
-        open_case(tmp_path, "case_00003")
-    assert not is_finished(tmp_path, SOURCE, PLAN)
+        read_record(tmp_path, "case_00003")
+    assert not is_finished(tmp_path, SOURCE, PLAN.target)
 
 
 def test_case_of_another_plan_is_refused(dataset: PreparedDataset, stored: StoredCase) -> None:
@@ -186,7 +188,7 @@ def test_case_of_another_plan_is_refused(dataset: PreparedDataset, stored: Store
     assert dataset.open_case("case_00003") == stored
 
     with pytest.raises(KitsattnError, match="case_00003 was prepared with another plan"):
-        replace(dataset, plan=replace(PLAN, mean_hu=99.0)).open_case("case_00003")
+        replace(dataset, plan=replace(PLAN, spacing_mm=(3.0, 4.0))).open_case("case_00003")
 
 
 def test_full_disk_is_one_line_and_leaves_no_file(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -20,6 +21,19 @@ def test_file_grid_turns_arrays_both_ways() -> None:
     assert canonical[0, 0, 0] == stored[1, 2, 0]
     assert canonical[2, 3, 0] == stored[1, 0, 3]
     assert np.array_equal(grid.to_file(canonical), stored)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+@pytest.mark.parametrize("layout", ["C", "F"])
+def test_copy_in_parts_is_the_whole_turned_array(order: tuple[int, int, int], layout: Literal["C", "F"]) -> None:
+    """Whatever the file's axes and whichever lies fastest, the copy is contiguous and holds what the view shows."""
+    grid = FileGrid(Path("scan.nii"), order=order, flipped=(True, False, True), header=None)
+    stored = np.array(np.arange(37 * 40 * 43, dtype=np.int32).reshape(37, 40, 43), order=layout)
+
+    copy = grid.copy_canonical(stored)
+
+    assert copy.flags.c_contiguous
+    assert np.array_equal(copy, grid.to_canonical(stored))
 
 
 def test_array_must_fit_its_geometry() -> None:
