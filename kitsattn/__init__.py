@@ -9,7 +9,7 @@ The data's path, one folder a step:
 5. `train` fits the network fold by fold and writes `checkpoint` files.
 6. `predict` turns a scan into a label map on the scan's own grid.
 7. `evaluate` turns label maps into scores; `figures` draws what the commands show.
-8. `cli` is what people type: preprocess, train, predict, evaluate, models, demo.
+8. `cli` is what people type: download, preprocess, train, predict, evaluate, models, demo.
 """
 
 __version__ = "0.1.0"

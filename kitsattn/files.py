@@ -37,22 +37,27 @@ def atomic_path(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
     temporary = path.with_name(f".{uuid.uuid4().hex[:8]}.part.{path.name}")
     try:
         temporary.touch()
         mode = temporary.stat().st_mode
         yield temporary
         temporary.chmod(mode)  # the user's usual permissions: safetensors makes its files private
-        _fsync(temporary)
-        temporary.replace(path)
-        if os.name == "posix":  # elsewhere a folder cannot be opened
-            _fsync_folder(path.parent)
+        rename_durably(temporary, path)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def rename_durably(finished: Path, path: Path) -> None:
+    """Rename a finished file of the same folder to `path`, so that a power cut leaves one of the two, whole."""
+    _fsync(finished)
+    finished.replace(path)
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        _fsync_folder(path.parent)
 
 
 def refuse_existing(path: Path) -> None:
@@ -120,6 +125,14 @@ def sha256(path: Path) -> str:
         raise KitsattnError(msg) from error
 
 
+def unwritable(path: Path, error: OSError) -> KitsattnError:
+    """Return what the user is told where `path` cannot be written: what happened and how to mend it."""
+    if error.errno in _NO_SPACE:
+        return KitsattnError(f"no space left to write {path}: free some disk space and run the command again")
+    reason = error.strerror or error
+    return KitsattnError(f"{path} cannot be written: {reason}; name another place, or see that you may write there")
+
+
 def _fsync(path: Path) -> None:
     with path.open("r+b") as file:
         os.fsync(file.fileno())
@@ -132,10 +145,3 @@ def _fsync_folder(folder: Path) -> None:
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _unwritable(path: Path, error: OSError) -> KitsattnError:
-    if error.errno in _NO_SPACE:
-        return KitsattnError(f"no space left to write {path}: free some disk space and run the command again")
-    reason = error.strerror or error
-    return KitsattnError(f"{path} cannot be written: {reason}; name another place, or see that you may write there")

@@ -61,8 +61,8 @@ class Workspace:
             self.raw,
             _folders(self.raw),
             description=RAW_DESCRIPTION,
-            none="holds no data set: put a KiTS folder there, name one (kitsattn preprocess FOLDER), or make phantoms "
-            "with `kitsattn demo --data-only`",
+            none="holds no data set: fetch one with `kitsattn download kits19`, name a KiTS folder (kitsattn "
+            "preprocess FOLDER), or make phantoms with `kitsattn demo --data-only`",
             several="name one: kitsattn preprocess FOLDER",
         )
 

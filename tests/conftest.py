@@ -1,11 +1,15 @@
-"""What all tests share: the real data they may use, and the proof that the installed package is the one under test."""
+"""What all tests share: the data they may use, a file server, and the proof that what is installed is under test."""
 
 import os
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import numpy as np
@@ -103,3 +107,131 @@ def cluster(tmp_path: Path) -> Iterator[str]:
             time.sleep(0.05)
         yield address.read_text()
         process.communicate(timeout=30)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What goes wrong with one request.
+
+    Attributes:
+        status: An answer instead of the file.
+        headers: More headers of the answer, or others.
+        cut: The connection ends after so many bytes of the body.
+        hold: The connection falls silent there instead, until the server is told to go on.
+    """
+
+    status: int | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    cut: int | None = None
+    hold: bool = False
+
+
+@dataclass
+class Served:
+    """One file of the server.
+
+    Attributes:
+        content: Its bytes.
+        etag: Its ETag; None sends none.
+        ranges: Whether a part of it can be had.
+        headers: More headers, or others; a None leaves one out.
+        faults: What goes wrong, one for each request that comes.
+    """
+
+    content: bytes
+    etag: str | None = '"one"'
+    ranges: bool = True
+    headers: dict[str, str | None] = field(default_factory=dict)
+    faults: list[Fault] = field(default_factory=list)
+
+    def fail(self, *, times: int = 1, **fault: Any) -> "Served":
+        """Let one more request, or several, go wrong in the way that the attributes of a `Fault` say."""
+        self.faults += [Fault(**fault)] * times
+        return self
+
+
+class FileServer(ThreadingHTTPServer):
+    """A server of files on loopback that behaves well, or as badly as a test wants it to.
+
+    Attributes:
+        files: By path, such as `/images/case_00000.nii.gz`.
+        redirects: From path to address.
+        requests: The path and headers of each request, in the order they came.
+        go_on: Ends the silence of `Fault.hold`.
+    """
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _FileHandler)
+        self.files: dict[str, Served] = {}
+        self.redirects: dict[str, str] = {}
+        self.requests: list[tuple[str, dict[str, str]]] = []
+        self.go_on = threading.Event()
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+    def serve(self, path: str, content: bytes, **options: Any) -> Served:
+        """Serve a file; the options are the attributes of `Served`."""
+        self.files[path] = Served(content, **options)
+        return self.files[path]
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of clients that have gone away."""
+
+
+class _FileHandler(BaseHTTPRequestHandler):
+    server: FileServer
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name it has there
+        """Keep the tests' output clean."""
+
+    def do_GET(self) -> None:
+        self.server.requests.append((self.path, dict(self.headers)))
+        if self.path in self.server.redirects:
+            self._answer(302, {"Location": self.server.redirects[self.path]})
+            return
+        served = self.server.files.get(self.path)
+        if served is None:
+            self._answer(404)
+            return
+        fault = served.faults.pop(0) if served.faults else Fault()
+        if fault.status is not None:
+            self._answer(fault.status, fault.headers)
+            return
+        self._send(served, fault)
+
+    def _answer(self, status: int, headers: Mapping[str, str] | None = None) -> None:
+        self.send_response(status)
+        for key, value in {"Content-Length": "0", **(headers or {})}.items():
+            self.send_header(key, value)
+        self.end_headers()
+
+    def _send(self, served: Served, fault: Fault) -> None:
+        begin, total = 0, len(served.content)
+        if served.ranges and "Range" in self.headers and self.headers["If-Range"] in {None, served.etag}:
+            begin = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
+        body = served.content[begin:]
+        headers = {"Content-Length": str(len(body)), "ETag": served.etag}
+        if begin:
+            headers["Content-Range"] = f"bytes {begin}-{total - 1}/{total}"
+        self.send_response(206 if begin else 200)
+        for key, value in {**headers, **served.headers, **fault.headers}.items():
+            if value is not None:
+                self.send_header(key, value)
+        self.end_headers()
+        self.wfile.write(body[: fault.cut])
+        if fault.hold:
+            self.server.go_on.wait(60)
+        self.close_connection = True
+
+
+@pytest.fixture
+def file_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
+    """A running server without files; it is asked directly, whatever the machine's proxy is."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with FileServer() as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        yield server
+        server.go_on.set()
+        server.shutdown()

@@ -32,7 +32,7 @@ def test_the_folder_is_the_option_else_the_environment_else_the_default(
 def test_the_only_data_set_needs_no_name(tmp_path: Path) -> None:
     """One folder is found; none and several are errors that say what to do."""
     workspace = Workspace(tmp_path)
-    with pytest.raises(KitsattnError, match="kitsattn demo --data-only"):
+    with pytest.raises(KitsattnError, match=r"kitsattn download kits19.*kitsattn demo --data-only"):
         workspace.raw_dataset()
     with pytest.raises(KitsattnError, match="make one with `kitsattn preprocess`"):
         workspace.preprocessed_dataset()

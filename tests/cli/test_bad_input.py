@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nibabel as nib
 import numpy as np
@@ -17,6 +17,9 @@ from safetensors.torch import save_file
 from typer.testing import Result
 
 from kitsattn.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from tests.conftest import FileServer
 
 Command = Callable[..., Result]
 Process = Callable[..., subprocess.CompletedProcess[str]]
@@ -514,6 +517,23 @@ def test_a_full_disk_while_preprocessing(command: Command, process: Process, kit
     assert not (folder / "dataset.json").exists()
     assert command("preprocess", kits_folder, "--workers", "1").exit_code == 0
     assert (folder / "dataset.json").is_file()
+
+
+def test_a_full_disk_while_downloading(command: Command, process: Process, file_server: "FileServer") -> None:
+    """The part that fitted is kept, and the same command then goes on."""
+    content = gzip.compress(np.random.default_rng(0).bytes(300_000), 1)
+    for name in ("labels/case_00000/segmentation.nii.gz", "images/case_00000.nii.gz"):
+        file_server.serve(f"/{name}", content)
+    addresses = ["--images-url", f"{file_server.url}/images", "--labels-url", f"{file_server.url}/labels"]
+    words = ["-q", "download", "kits19", "data", "--cases", "0", "--parallel", "1", *addresses]
+    line = _one_line(process("100000", *words, program=LIMITED))
+    folder = Path("data") / "case_00000"
+    assert f"no space left to write {folder / 'segmentation.nii.gz'}: free some disk space and run" in line
+    assert 65_536 <= (folder / ".segmentation.nii.gz.part").stat().st_size <= 100_000
+    file_server.requests.clear()
+    assert command(*words).exit_code == 0
+    assert "Range" in file_server.requests[0][1]
+    assert (folder / "segmentation.nii.gz").read_bytes() == (folder / "imaging.nii.gz").read_bytes() == content
 
 
 def _checkpoints(fold: Path) -> dict[Path, bytes]:

@@ -52,9 +52,10 @@ def test_help_says_what_the_package_is_not(command: Command, words: list[str]) -
 
 
 def test_help_lists_the_commands_in_the_order_of_the_work(command: Command) -> None:
-    """preprocess, train, predict, evaluate, then what helps."""
+    """download, preprocess, train, predict, evaluate, then what helps."""
     shown = command("--help").stdout
-    places = [shown.index(f"│ {name} ") for name in ("preprocess", "train", "predict", "evaluate", "models", "demo")]
+    names = ("download", "preprocess", "train", "predict", "evaluate", "models", "demo")
+    places = [shown.index(f"│ {name} ") for name in names]
     assert places == sorted(places)
 
 

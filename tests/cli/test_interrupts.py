@@ -1,5 +1,6 @@
 """Ctrl-C, sent as a terminal sends it: to the command and all processes it has started."""
 
+import gzip
 import json
 import os
 import shutil
@@ -9,11 +10,16 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 from typer.testing import Result
 
 from kitsattn.checkpoint.file import load_checkpoint
+
+if TYPE_CHECKING:
+    from tests.conftest import FileServer
 
 Command = Callable[..., Result]
 Settings = Callable[..., list[str]]
@@ -101,6 +107,28 @@ def test_a_prediction_is_interrupted_and_can_be_repeated(command: Command, check
     assert Path("out.nii.gz").read_bytes() == b"precious"
     assert command(*arguments).exit_code == 0
     assert Path("out.nii.gz").stat().st_size > len(b"precious")
+
+
+def test_a_download_is_interrupted_and_goes_on(command: Command, file_server: "FileServer") -> None:
+    """Connections that have fallen silent do not hold it up; what has come is kept, and only the rest is fetched."""
+    content = gzip.compress(np.random.default_rng(0).bytes(300_000), 1)
+    for number in range(210, 213):
+        file_server.serve(f"/case_00{number}.nii.gz", content).fail(cut=150_000, hold=True)
+    arguments = ["download", "kits19", "data", "--cases", "210-212", "--images-url", file_server.url]
+    parts = [Path("data") / f"case_00{number}" / ".imaging.nii.gz.part" for number in range(210, 213)]
+    begun = time.monotonic()
+    _interrupt(
+        ["-m", "kitsattn"],
+        arguments,
+        when=lambda: all(part.exists() and part.stat().st_size == 131_072 for part in parts),
+    )
+    assert time.monotonic() - begun < 30, "half of the time after which silence is a cut"
+    file_server.go_on.set()
+    file_server.requests.clear()
+    assert command(*arguments).exit_code == 0
+    assert [headers["Range"] for _, headers in file_server.requests] == ["bytes=131072-"] * 3
+    assert [part.with_name("imaging.nii.gz").read_bytes() for part in parts] == [content] * 3
+    assert not any(part.exists() for part in parts)
 
 
 def test_preprocessing_is_interrupted_and_goes_on(command: Command, kits_folder: Path, tmp_path: Path) -> None:
