@@ -47,4 +47,6 @@ def check_labels(found: Iterable[int], known: Mapping[str, int], where: str) -> 
     if unknown:
         names = ", ".join(f"{value} {name}" for name, value in known.items())
         msg = f"{where} holds the unknown labels {unknown}: the labels of this data set are {names}"
+        if CYST in unknown and dict(known) == KITS19_LABELS:
+            msg += "; KiTS21 and KiTS23 call 3 cyst: if it is one of them, prepare it with --layout kits21 or kits23"
         raise KitsattnError(msg)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import kitsattn
-from kitsattn.datasets.kits import find_dataset
+from kitsattn.datasets.find import find_dataset
 from kitsattn.files import write_json
 from kitsattn.labels import KITS19_LABELS
 from kitsattn.preprocess.run import preprocess_dataset

@@ -76,7 +76,7 @@ def _paint(folder: Path, progress: "Progress") -> None:
 
 
 def _run(places: Workspace, raw: Path, device: Device, progress: "Progress", *, json: bool) -> None:
-    from kitsattn.datasets.kits import find_dataset
+    from kitsattn.datasets.find import find_dataset
     from kitsattn.kernels.precision import choose_device, choose_precision
     from kitsattn.models import model_entry
     from kitsattn.preprocess.run import preprocess_dataset

@@ -15,7 +15,7 @@ from kitsattn.workspace import Workspace
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from kitsattn.datasets.kits import Dataset
+    from kitsattn.datasets.dataset import Dataset
     from kitsattn.preprocess.verify import Finding
 
 _COLOURS = {"error": "red", "warning": "yellow", "note": "dim"}
@@ -28,15 +28,29 @@ class Window(StrEnum):
     nnunet = "nnunet"
 
 
+class Layout(StrEnum):
+    """Choices of --layout."""
+
+    kits19 = "kits19"
+    kits21 = "kits21"
+    kits23 = "kits23"
+    nnunet = "nnunet"
+    pairs = "pairs"
+
+
 def preprocess(
     *,
     raw: Annotated[
         Path | None,
         typer.Argument(
             metavar="RAW",
-            help="KiTS folder: case_NNNNN/imaging.nii.gz and segmentation.nii.gz. (default: the only one in raw/)",
+            help="Folder of the data set: KiTS, nnU-Net's raw layout, or pairs. (default: the only one in raw/)",
             show_default=False,
         ),
+    ] = None,
+    layout: Annotated[
+        Layout | None,
+        typer.Option(help="How the files lie in RAW. (default: recognised by their names)", show_default=False),
     ] = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Read every voxel and tell what is wrong or odd; prepare nothing.")
@@ -62,21 +76,22 @@ def preprocess(
     workspace: WorkspaceOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Prepare a KiTS data set for training: crop to the body, clip to [-300, 300] HU, resample in-plane, normalise.
+    """Prepare a data set for training: crop to the body, clip to [-300, 300] HU, resample in-plane, normalise.
 
     The result goes to WORKSPACE/preprocessed/NAME, with the plan that was made: edit a copy and pass it with --plan.
     A case that cannot be prepared is reported and left out; the exit code is then 1.
 
     Example: kitsattn preprocess ~/data/kits19/data
     """
-    from kitsattn.datasets.kits import find_dataset
+    from kitsattn.datasets.find import find_dataset
     from kitsattn.preprocess.run import preprocess_dataset
 
     places = Workspace.choose(workspace)
     if raw is None:
         raw = places.raw_dataset()
         say(f"data set: {raw}")
-    dataset = find_dataset(raw)
+    dataset = find_dataset(raw, layout=layout)
+    say(f"layout: {dataset.layout} ({len(dataset.cases)} cases in {dataset.folder})")
     if verify:
         _verify(dataset, workers, scheduler, json=json)
         return

@@ -13,8 +13,9 @@ from threading import Event
 import httpx
 from filelock import FileLock, Timeout
 
+from kitsattn.datasets.dataset import DESCRIPTION_NAME
 from kitsattn.datasets.fetch import NotFetchedError, Patience, fetch_gzip
-from kitsattn.datasets.kits import DESCRIPTION_NAME, IMAGE_NAME, LABELS_NAME
+from kitsattn.datasets.kits import IMAGE_NAME, LABELS_NAME
 from kitsattn.errors import KitsattnError
 from kitsattn.files import read_json, unwritable, write_json
 from kitsattn.jobs import Progress, silent

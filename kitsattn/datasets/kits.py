@@ -1,122 +1,105 @@
-"""Data sets in the layout of KiTS: one folder a case, with `imaging.nii.gz` and `segmentation.nii.gz`."""
+"""The folders of KiTS19, KiTS21 and KiTS23: one folder a case, `case_NNNNN`, with scan and label map in it.
+
+KiTS19 keeps its cases in `kits19/data`, KiTS21 in `kits21/kits21/data`, KiTS23 in `kits23/dataset`; each of these
+folders may be named, or the repository above it.
+"""
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from kitsattn.config import read_settings
+from kitsattn.datasets.dataset import UNKNOWN, CaseFiles, Dataset, name_some, read_description
 from kitsattn.errors import KitsattnError
-from kitsattn.labels import BACKGROUND, KITS19_LABELS
-from kitsattn.workspace import RAW_DESCRIPTION
+from kitsattn.labels import KITS19_LABELS, KITS23_LABELS
 
-DESCRIPTION_NAME = RAW_DESCRIPTION
 IMAGE_NAME = "imaging.nii.gz"
 LABELS_NAME = "segmentation.nii.gz"
 
+CHALLENGES = ("kits19", "kits21", "kits23")
+
+_AGGREGATED_NAME = "aggregated_MAJ_seg.nii.gz"
+"""KiTS21 has three label maps of every case: the union (OR) and intersection (AND) of its three annotations, and their
+majority (MAJ). The majority is what its organisers score against where one map stands for all, and what they train on.
+"""
+
+_INSTANCES_FOLDER = "instances"
+"""Where KiTS23 keeps the single annotations of a case."""
+
 _CASE_FOLDER = re.compile(r"case_(\d+)")
-_NAMED_AT_MOST = 3
-_INNER_FOLDERS = ("data", "dataset")
-"""Where the challenges' repositories keep their cases: kits19/data, kits23/dataset."""
+_INNER_FOLDERS = ("data", "dataset", "kits21/data")
+_FIRST_OF_KITS23 = 400
+"""KiTS19 and KiTS21 number their cases 0 to 299, KiTS23 adds 400 to 588."""
+
+# The licences: data/LICENSE in the repository of KiTS19, https://kits-challenge.org/kits21/participate, and the README
+# of KiTS23 with https://kits-challenge.org. The citations are those that the repositories ask for.
+_LICENCE = "CC BY-NC-SA 4.0"
+_KITS19_CITATION = (
+    "Heller et al., The state of the art in kidney and kidney tumor segmentation in contrast-enhanced CT imaging: "
+    "Results of the KiTS19 challenge, Medical Image Analysis 67, 2021, arXiv:1912.01054"
+)
+_KITS21_CITATION = (
+    "Heller et al., The KiTS21 Challenge: Automatic segmentation of kidneys, renal tumors, and renal cysts in "
+    "corticomedullary-phase CT, 2023, arXiv:2307.01984"
+)
+_CITATIONS = {"kits19": _KITS19_CITATION, "kits21": _KITS21_CITATION, "kits23": _KITS21_CITATION}
 
 
-@dataclass(frozen=True)
-class CaseFiles:
-    """The files of one case.
+def find_cases_folder(folder: Path) -> Path | None:
+    """Return the folder of the `case_NNNNN` folders: the one given, or the place in it where a challenge keeps them."""
+    for place in (folder, *(folder / inner for inner in _INNER_FOLDERS)):
+        if place.is_dir() and _case_folders(place):
+            return place
+    return None
 
-    Attributes:
-        case_id: Name of the case's folder, such as `case_00042`.
-        image: The CT scan.
-        labels: Its label map; None for a test case.
+
+def recognise_challenge(cases_folder: Path) -> str:
+    """Say which challenge's folders these are, by the names in them.
+
+    Aggregated label maps are KiTS21's. KiTS23 shows itself by its `instances` folders, its `kits23.json`, or case
+    numbers from 400 on. A folder without any of these is the challenge's that its path names, the innermost one; and
+    KiTS19 if it names none, because KiTS23 is then the same to the eye. If that is wrong, a label map with cysts in it
+    is refused later.
     """
-
-    case_id: str
-    image: Path
-    labels: Path | None
-
-    def __str__(self) -> str:
-        """Return the case's name."""
-        return self.case_id
-
-
-@dataclass(frozen=True, kw_only=True)
-class Description:
-    """What `kitsattn-dataset.json` in a data set's folder says about it; every key may be left out.
-
-    Attributes:
-        name: What the data set is called, also as a folder; None takes the folder's own name, of `kits19/data` the
-            outer one.
-        synthetic: Whether the scans were painted rather than measured.
-        labels: Class name to label value; values run from 0, the background, without a gap.
-        licence: Under which the data may be used.
-        citation: What to cite for the data.
-    """
-
-    name: str | None = None
-    synthetic: bool = False
-    labels: Mapping[str, int] = field(default_factory=lambda: KITS19_LABELS)
-    licence: str = "unknown"
-    citation: str = "unknown"
-
-    def __post_init__(self) -> None:
-        """Check that the name can be a folder's, and that labels are channels."""
-        if self.name is not None and (Path(self.name).name != self.name or self.name.startswith(".")):
-            msg = f"name must be usable as a folder's name, got {self.name!r}"
-            raise ValueError(msg)
-        if sorted(self.labels.values()) != list(range(len(self.labels))) or self.labels.get("background") != BACKGROUND:
-            msg = f"labels must be numbered 0, 1, 2, … with 0 called background, got {dict(self.labels)}"
-            raise ValueError(msg)
+    cases = _case_folders(cases_folder)
+    if any((path / _AGGREGATED_NAME).is_file() for _, path in cases):
+        return "kits21"
+    if _holds_marks_of_kits23(cases_folder) or any(number >= _FIRST_OF_KITS23 for number, _ in cases):
+        return "kits23"
+    named = [part for part in reversed(cases_folder.resolve().parts) if part.lower() in {"kits19", "kits23"}]
+    return named[0].lower() if named else "kits19"
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """Cases of one origin.
-
-    Attributes:
-        name: What the data set is called, also as a folder.
-        folder: Where its cases lie.
-        cases: In the order of their numbers.
-        labels: Class name to label value.
-        synthetic: Whether the scans were painted rather than measured.
-        licence: Under which the data may be used.
-        citation: What to cite for the data.
-    """
-
-    name: str
-    folder: Path
-    cases: tuple[CaseFiles, ...]
-    labels: Mapping[str, int]
-    synthetic: bool
-    licence: str
-    citation: str
-
-
-def find_dataset(folder: Path) -> Dataset:
+def read_kits(folder: Path, challenge: str) -> Dataset:
     """Find the cases in a KiTS folder; a case without a label map counts as a test case.
 
+    Licence and citation are the challenge's only where the folder bears its marks: KiTS21's aggregated label maps,
+    KiTS19's `kits.json`, KiTS23's `kits23.json` or `instances`, or the data set's own name. Any other folder of this
+    layout may be anybody's data, also one that was named with the layout.
+
     Args:
-        folder: Holds `case_NNNNN/imaging.nii.gz`, `case_NNNNN/segmentation.nii.gz` and, if the data are not
-            KiTS19's, a `kitsattn-dataset.json`.
+        folder: Holds the cases, or is a challenge's repository.
+        challenge: One of `CHALLENGES`: decides which label map is read, and what the labels are.
 
     Raises:
         KitsattnError: If there is no case, a case twice or without its image, or the description is wrong.
     """
-    if not folder.is_dir():
-        msg = f"{folder} is no folder: name one that holds case_00000/{IMAGE_NAME} and so on"
+    cases_folder = find_cases_folder(folder)
+    if cases_folder is None:
+        msg = f"{folder} holds no case: expected folders such as case_00000/{IMAGE_NAME}"
         raise KitsattnError(msg)
-    description_file = folder / DESCRIPTION_NAME
-    description = read_settings(Description, description_file) if description_file.is_file() else Description()
-    named = folder.resolve()
-    if named.name in _INNER_FOLDERS:
-        named = named.parent
+    labels_name = _AGGREGATED_NAME if challenge == "kits21" else LABELS_NAME
+    cases = _find_cases(cases_folder, labels_name)
+    description = read_description(folder, cases_folder)
+    name = _default_name(cases_folder)
+    certain = name.lower() == challenge or _bears_marks(cases_folder, challenge, cases)
     return Dataset(
-        name=description.name or named.name,
-        folder=folder,
-        cases=_find_cases(folder),
-        labels=description.labels,
+        name=description.name or name,
+        folder=cases_folder,
+        layout=challenge,
+        cases=cases,
+        labels=description.labels or (KITS19_LABELS if challenge == "kits19" else KITS23_LABELS),
         synthetic=description.synthetic,
-        licence=description.licence,
-        citation=description.citation,
+        licence=description.licence or (_LICENCE if certain else UNKNOWN),
+        citation=description.citation or (_CITATIONS[challenge] if certain else UNKNOWN),
     )
 
 
@@ -125,32 +108,52 @@ def scan_name(path: Path) -> str:
     return path.absolute().parent.name if path.name == IMAGE_NAME else Path(path.name.removesuffix(".gz")).stem
 
 
-def _find_cases(folder: Path) -> tuple[CaseFiles, ...]:
+def _case_folders(cases_folder: Path) -> list[tuple[int, Path]]:
+    """Return the case folders with their numbers, in the order of these."""
+    found = [
+        (int(match[1]), path)
+        for path in cases_folder.iterdir()
+        if (match := _CASE_FOLDER.fullmatch(path.name)) and path.is_dir()
+    ]
+    return sorted(found)
+
+
+def _holds_marks_of_kits23(cases_folder: Path) -> bool:
+    return (cases_folder / "kits23.json").is_file() or any(
+        (path / _INSTANCES_FOLDER).is_dir() for _, path in _case_folders(cases_folder)
+    )
+
+
+def _bears_marks(cases_folder: Path, challenge: str, cases: tuple[CaseFiles, ...]) -> bool:
+    if challenge == "kits21":
+        return any(case.labels is not None for case in cases)
+    if challenge == "kits23":
+        return _holds_marks_of_kits23(cases_folder)
+    return (cases_folder / "kits.json").is_file()
+
+
+def _default_name(cases_folder: Path) -> str:
+    """Return what the data set is called after its folder: `kits19` for `kits19/data`."""
+    named = cases_folder.resolve()
+    return named.parent.name if named.name in {"data", "dataset"} else named.name
+
+
+def _find_cases(folder: Path, labels_name: str) -> tuple[CaseFiles, ...]:
     numbered: dict[int, Path] = {}
-    for path in sorted(folder.iterdir()):
-        match = _CASE_FOLDER.fullmatch(path.name)
-        if match is None or not path.is_dir():
-            continue
-        number = int(match[1])
+    for number, path in _case_folders(folder):
         if number in numbered:
             msg = f"{folder} holds case {number} twice, as {numbered[number].name} and {path.name}: remove one of them"
             raise KitsattnError(msg)
         numbered[number] = path
-    if not numbered:
-        msg = f"{folder} holds no case: expected folders such as case_00000/{IMAGE_NAME}"
-        raise KitsattnError(msg)
-    cases = [_case_files(path) for _, path in sorted(numbered.items())]
-    without = [case.case_id for case in cases if not case.image.is_file()]
+    without = [path.name for path in numbered.values() if not (path / IMAGE_NAME).is_file()]
     if without:
-        named = ", ".join(without[:_NAMED_AT_MOST]) + (", …" if len(without) > _NAMED_AT_MOST else "")
         msg = (
-            f"{folder}: {len(without)} of {len(cases)} cases have no {IMAGE_NAME} ({named}): "
+            f"{folder}: {len(without)} of {len(numbered)} cases have no {IMAGE_NAME} ({name_some(without)}): "
             "download their images, or move these folders away"
         )
         raise KitsattnError(msg)
-    return tuple(cases)
+    return tuple(_case_files(path, path / labels_name) for path in numbered.values())
 
 
-def _case_files(path: Path) -> CaseFiles:
-    labels = path / LABELS_NAME
+def _case_files(path: Path, labels: Path) -> CaseFiles:
     return CaseFiles(path.name, path / IMAGE_NAME, labels if labels.is_file() else None)

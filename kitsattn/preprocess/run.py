@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar, get_args
 
 from kitsattn.config import from_json, to_json
-from kitsattn.datasets.kits import CaseFiles, Dataset
+from kitsattn.datasets.dataset import CaseFiles, Dataset
 from kitsattn.errors import KitsattnError
 from kitsattn.files import read_json, sha256, write_json
 from kitsattn.jobs import Progress, available_cores, silent, try_cases, workers_that_fit

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from kitsattn.datasets.kits import CaseFiles
+from kitsattn.datasets.dataset import CaseFiles
 from kitsattn.errors import KitsattnError
 from kitsattn.labels import BACKGROUND, check_labels
 from kitsattn.preprocess.crop import Box

@@ -265,7 +265,7 @@ def test_a_missing_file_is_named(refused: Refused, checkpoint: Path, scan: Path)
 def test_an_empty_folder_holds_no_data(refused: Refused) -> None:
     """It is told what was looked for."""
     Path("empty").mkdir()
-    refused("preprocess", "empty", names="empty", mend="holds no case: expected folders such as case_00000/imaging")
+    refused("preprocess", "empty", names="empty", mend="holds no data set: expected case_00000/imaging.nii.gz")
     refused("evaluate", "dice", "empty", "empty", names="empty", mend="holds no label maps: they are expected as")
 
 

@@ -144,10 +144,10 @@ def test_what_the_system_refuses_is_one_line(
 ) -> None:
     """An error of the operating system that no room foresaw names its file; -v shows where it came from."""
 
-    def refuse(folder: Path) -> None:
+    def refuse(folder: Path, *, layout: str | None) -> None:
         raise PermissionError(13, "Permission denied", str(folder))
 
-    monkeypatch.setattr("kitsattn.datasets.kits.find_dataset", refuse)
+    monkeypatch.setattr("kitsattn.datasets.find.find_dataset", refuse)
     result = command("preprocess", kits_folder)
     line = f"error: {kits_folder}: Permission denied (kitsattn -v shows where this came from)\n"
     assert (result.exit_code, result.stdout, result.stderr) == (1, "", line)
@@ -161,11 +161,11 @@ def test_a_defect_of_the_program_is_not_dressed_up(
 ) -> None:
     """What no user can mend keeps its traceback."""
 
-    def fail(folder: Path) -> None:
+    def fail(folder: Path, *, layout: str | None) -> None:
         msg = f"never thought of {folder}"
         raise ZeroDivisionError(msg)
 
-    monkeypatch.setattr("kitsattn.datasets.kits.find_dataset", fail)
+    monkeypatch.setattr("kitsattn.datasets.find.find_dataset", fail)
     with pytest.raises(ZeroDivisionError):
         command("preprocess", kits_folder)
 

@@ -24,7 +24,7 @@ from kitsattn.datasets.download import (
     parse_cases,
 )
 from kitsattn.datasets.fetch import Patience
-from kitsattn.datasets.kits import find_dataset
+from kitsattn.datasets.find import find_dataset
 from kitsattn.errors import KitsattnError
 
 if TYPE_CHECKING:

@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from kitsattn.datasets.kits import find_dataset, scan_name
+from kitsattn.datasets.find import find_dataset
+from kitsattn.datasets.kits import scan_name
 from kitsattn.errors import KitsattnError
 from kitsattn.labels import KITS19_LABELS
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from kitsattn.datasets.kits import find_dataset
+from kitsattn.datasets.find import find_dataset
 from kitsattn.datasets.phantom.grid import Grid
 from kitsattn.datasets.phantom.kidneys import DrawnKidneys
 from kitsattn.datasets.phantom.paint import paint, paint_around, write_cohort, write_painted

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from kitsattn.config import to_json
-from kitsattn.datasets.kits import find_dataset
+from kitsattn.datasets.find import find_dataset
 from kitsattn.errors import KitsattnError
 from kitsattn.preprocess.plan import Plan
 from kitsattn.preprocess.run import Preprocessed, preprocess_dataset, verify_dataset
@@ -101,7 +101,7 @@ def test_run_that_was_killed_goes_on_to_the_same_bytes(tmp_path: Path, raw: Path
     for number in range(2, 8):
         write_case(raw, f"case_{number:05}")
     script = (
-        "import sys; from pathlib import Path; from kitsattn.datasets.kits import find_dataset;"
+        "import sys; from pathlib import Path; from kitsattn.datasets.find import find_dataset;"
         "from kitsattn.preprocess.run import preprocess_dataset;"
         "preprocess_dataset(find_dataset(Path(sys.argv[1])), Path(sys.argv[2]), workers=1)"
     )

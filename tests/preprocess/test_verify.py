@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from kitsattn.datasets.kits import CaseFiles
+from kitsattn.datasets.dataset import CaseFiles
 from kitsattn.errors import KitsattnError
 from kitsattn.labels import KITS19_LABELS
 from kitsattn.preprocess.crop import body_box

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from kitsattn import __version__
 from kitsattn.config import to_json
-from kitsattn.datasets.kits import DESCRIPTION_NAME, IMAGE_NAME, LABELS_NAME, Description
+from kitsattn.datasets.dataset import DESCRIPTION_NAME, Description
+from kitsattn.datasets.kits import IMAGE_NAME, LABELS_NAME
 from kitsattn.datasets.phantom.fit import fit_to_field, fit_to_labels, height_of_kidneys
 from kitsattn.datasets.phantom.grid import Grid
 from kitsattn.datasets.phantom.kidneys import DrawnKidneys, LabelledKidneys
