@@ -61,7 +61,7 @@ class Workspace:
             self.raw,
             _folders(self.raw),
             description=RAW_DESCRIPTION,
-            none="holds no data set: fetch one with `kitsattn download kits19`, name a KiTS folder (kitsattn "
+            none="holds no data set: fetch one with `kitsattn download kits19`, name a folder (kitsattn "
             "preprocess FOLDER), or make phantoms with `kitsattn demo --data-only`",
             several="name one: kitsattn preprocess FOLDER",
         )

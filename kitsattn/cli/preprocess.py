@@ -81,7 +81,7 @@ def preprocess(
     The result goes to WORKSPACE/preprocessed/NAME, with the plan that was made: edit a copy and pass it with --plan.
     A case that cannot be prepared is reported and left out; the exit code is then 1.
 
-    Example: kitsattn preprocess ~/data/kits19/data
+    Example: kitsattn preprocess ~/data/kits19
     """
     from kitsattn.datasets.find import find_dataset
     from kitsattn.preprocess.run import preprocess_dataset

@@ -1,1 +1,1 @@
-"""Where cases come from: KiTS folders on disk, and phantoms that are painted."""
+"""Where cases come from: folders on disk in several layouts, and phantoms that are painted."""

@@ -6,7 +6,7 @@ import pytest
 from kitsattn.datasets.find import find_dataset
 from kitsattn.datasets.kits import scan_name
 from kitsattn.errors import KitsattnError
-from kitsattn.labels import KITS19_LABELS
+from kitsattn.labels import KITS19_LABELS, KITS23_LABELS
 
 
 def make_case(folder: Path, case_id: str, *, image: bool = True, labels: bool = True) -> None:
@@ -80,24 +80,76 @@ def test_wrong_description_is_refused(tmp_path: Path, content: str, reason: str)
 
 
 def test_empty_folder_is_refused(tmp_path: Path) -> None:
-    """A folder without cases says what was expected."""
+    """A folder without cases, named as KiTS, says what was expected."""
     with pytest.raises(KitsattnError, match=r"holds no case: expected folders such as case_00000/imaging\.nii\.gz"):
-        find_dataset(tmp_path)
+        find_dataset(tmp_path, layout="kits19")
 
 
-def test_missing_folder_is_refused(tmp_path: Path) -> None:
-    """A path that is no folder says so."""
-    with pytest.raises(KitsattnError, match="is no folder"):
-        find_dataset(tmp_path / "nothing")
+@pytest.mark.parametrize(
+    ("repository", "inner"), [("kits19", "data"), ("kits23", "dataset"), ("kits21", "kits21/data"), ("kits21", "data")]
+)
+def test_a_challenge_repository_is_descended_into(tmp_path: Path, repository: str, inner: str) -> None:
+    """Cases in kits19/data are kits19, not data, whichever of the two folders is named."""
+    make_case(tmp_path / repository / inner, "case_00000")
+    for named in (tmp_path / repository, tmp_path / repository / inner):
+        dataset = find_dataset(named)
+        assert (dataset.name, dataset.folder) == (repository, tmp_path / repository / inner)
 
 
-@pytest.mark.parametrize("inner", ["data", "dataset"])
-def test_a_challenge_repository_gives_its_own_name(tmp_path: Path, inner: str) -> None:
-    """Cases in kits19/data are kits19, not data."""
-    case = tmp_path / "kits19" / inner / "case_00000"
-    case.mkdir(parents=True)
-    (case / "imaging.nii.gz").touch()
-    assert find_dataset(tmp_path / "kits19" / inner).name == "kits19"
+def test_a_description_lies_in_the_repository_or_beside_the_cases(tmp_path: Path) -> None:
+    """Both are looked at, the folder that was named first."""
+    make_case(tmp_path / "data", "case_00000")
+    (tmp_path / "data" / "kitsattn-dataset.json").write_text('{"name": "beside"}')
+    assert find_dataset(tmp_path).name == "beside"
+    (tmp_path / "kitsattn-dataset.json").write_text('{"name": "above"}')
+    assert find_dataset(tmp_path).name == "above"
+
+
+@pytest.mark.parametrize(
+    ("place", "marks", "citation"),
+    [
+        ("ours", [], "unknown"),
+        ("ours", ["case_00400/x"], "unknown"),
+        ("kits19/ours", [], "unknown"),
+        ("kits19/data", [], "Results of the KiTS19 challenge"),
+        ("ours", ["kits.json"], "Results of the KiTS19 challenge"),
+        ("ours", ["case_00000/aggregated_MAJ_seg.nii.gz"], "The KiTS21 Challenge"),
+        ("ours", ["kits23.json"], "The KiTS21 Challenge"),
+        ("ours", ["case_00000/instances/x"], "The KiTS21 Challenge"),
+        ("KiTS23/dataset", [], "The KiTS21 Challenge"),
+    ],
+)
+def test_licence_and_citation_are_those_of_a_challenge_that_is_certain(
+    tmp_path: Path, place: str, marks: list[str], citation: str
+) -> None:
+    """Files of a challenge, or its name as the data set's, are certain; its layout alone may be anybody's."""
+    make_case(tmp_path / place, "case_00000")
+    for mark in marks:
+        (tmp_path / place / mark).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place / mark).touch()
+    for case in (tmp_path / place).glob("case_*"):
+        (case / "imaging.nii.gz").touch()
+    dataset = find_dataset(tmp_path / place)
+    assert citation in dataset.citation
+    assert dataset.licence == ("unknown" if citation == "unknown" else "CC BY-NC-SA 4.0")
+
+
+def test_a_named_layout_is_no_evidence_of_a_challenge(tmp_path: Path) -> None:
+    """`--layout kits23` is also how one's own data with cysts are read."""
+    make_case(tmp_path, "case_00000")
+    dataset = find_dataset(tmp_path, layout="kits23")
+    assert (dataset.labels, dataset.licence, dataset.citation) == (KITS23_LABELS, "unknown", "unknown")
+
+
+def test_the_majority_is_the_label_map_of_kits21(tmp_path: Path) -> None:
+    """Of the three aggregated label maps, and never one of another name."""
+    make_case(tmp_path, "case_00000")
+    make_case(tmp_path, "case_00001")
+    for kind in ("OR", "AND", "MAJ"):
+        (tmp_path / "case_00001" / f"aggregated_{kind}_seg.nii.gz").touch()
+    dataset = find_dataset(tmp_path)
+    assert [case.labels for case in dataset.cases] == [None, tmp_path / "case_00001" / "aggregated_MAJ_seg.nii.gz"]
+    assert dataset.labels == KITS23_LABELS
 
 
 def test_cases_without_images_are_named(tmp_path: Path) -> None:
