@@ -34,7 +34,8 @@ _FIRST_OF_KITS23 = 400
 _LICENCE = "CC BY-NC-SA 4.0"
 _KITS19_CITATION = (
     "Heller et al., The state of the art in kidney and kidney tumor segmentation in contrast-enhanced CT imaging: "
-    "Results of the KiTS19 challenge, Medical Image Analysis 67, 2021, arXiv:1912.01054"
+    "Results of the KiTS19 challenge, Medical Image Analysis 67, 2021, arXiv:1912.01054; Heller et al., The KiTS19 "
+    "challenge data, 2019, arXiv:1904.00445"
 )
 _KITS21_CITATION = (
     "Heller et al., The KiTS21 Challenge: Automatic segmentation of kidneys, renal tumors, and renal cysts in "
