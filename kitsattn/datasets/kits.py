@@ -18,7 +18,7 @@ CHALLENGES = ("kits19", "kits21", "kits23")
 
 _AGGREGATED_NAME = "aggregated_MAJ_seg.nii.gz"
 """KiTS21 has three label maps of every case: the union (OR) and intersection (AND) of its three annotations, and their
-majority (MAJ). The majority is what its organisers score against where one map stands for all, and what they train on.
+majority (MAJ). The majority is what the organisers' evaluation takes by default, and nnU-Net's conversion too.
 """
 
 _INSTANCES_FOLDER = "instances"
