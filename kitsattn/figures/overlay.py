@@ -98,6 +98,8 @@ _COMPACT = _Layout(9.0, 2, 3.15, level=True, header_in=0.38, caption_in=0.27, fo
 _WINDOW_HU = (-160.0, 240.0)
 _SCALE_BAR_MM = 50.0
 _PAPER, _TEXT, _FAINT, _NOTE = "#101214", "#f4f4f4", "#b4b9c0", "#ffd34d"
+COMPACT_SIZE = (900, 728)
+"""Width and height, in pixels, of a compact sheet of four views."""
 _EDGE_IN = 0.2
 _GAP = 0.03
 _DPI = 100

@@ -60,7 +60,7 @@ _LONGEST_NAME = 18
 _MOST_SHAPES = 6
 _BINS = 120
 _WIDTHS_HU = (1, 2, 5, 10, 20, 50, 100, 200, 500)
-_TAIL = 0.001
+_TAIL = 0.005
 
 
 def plot_spacing(spacings_mm: Mapping[str, Triple], target_mm: tuple[float, float]) -> bytes:
@@ -110,7 +110,7 @@ def plot_sizes(shapes: Mapping[str, Shape]) -> bytes:
         left.hist(slices, bins="auto" if len(slices) > _FEW else len(slices), color=_DOT, alpha=0.75)
         left.plot(slices, [0] * len(slices), "|", color=_INK, markersize=7, alpha=0.5, clip_on=False)
         left.set(xlabel="number of slices", ylabel="cases")
-        left.yaxis.set_major_locator(MaxNLocator(integer=True))
+        left.yaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
         left.grid(visible=True, axis="y")
         found = Counter(f"{height} x {width}" for _, height, width in shapes.values()).most_common()
         rows = dict(found[:_MOST_SHAPES])
@@ -147,27 +147,23 @@ def plot_intensities(
     shares = np.zeros((len(histograms), highest - lowest))
     for row, (first, counts) in zip(shares, histograms.values(), strict=True):
         row[first - lowest : first - lowest + len(counts)] = np.array(counts) / sum(counts)
-    pooled = shares.mean(axis=0)
-    low, start, stop, high = (
-        lowest + int(np.searchsorted(np.cumsum(pooled), share)) for share in (0.005, _TAIL, 1 - _TAIL, 0.995)
-    )
-    start, stop = math.floor(min(start, clip_hu[0])) - 10, math.ceil(max(stop, clip_hu[1])) + 10
+    low, high = _percentiles(shares.mean(axis=0), lowest)
+    ends = [_percentiles(row, lowest) for row in shares]
+    # Wide enough for every single case: one that is no CT in HU shall be seen.
+    start = math.floor(min(clip_hu[0], *(first for first, _ in ends))) - 10
+    stop = math.ceil(max(clip_hu[1], *(last for _, last in ends))) + 10
     width = next((width for width in _WIDTHS_HU if (stop - start) / width <= _BINS), _WIDTHS_HU[-1])
     edges = np.arange(start, stop + width, width)
-    lines = np.stack([_binned(row, lowest, edges) for row in shares])
+    middles = (edges[:-1] + edges[1:]) / 2
+    lines = dict(zip(histograms, (_binned(row, lowest, edges) for row in shares), strict=True))
+    mean = np.mean(list(lines.values()), axis=0)
+    apart = _apart({case: float(middles @ line) for case, line in lines.items()})
     with rc_context(_STYLE):
         figure, axes = _figure()
-        middles = (edges[:-1] + edges[1:]) / 2
-        axes.add_collection(
-            LineCollection(
-                [np.stack([middles, line], axis=1) for line in lines],
-                colors=_DOT,
-                linewidths=0.7,
-                alpha=max(0.12, min(0.6, 5 / len(lines))),
-                label="a case",
-            )
-        )
-        mean = lines.mean(axis=0)
+        for cases, alpha in ((lines.keys() - set(apart), max(0.15, min(0.6, 5 / len(lines)))), (apart, 0.9)):
+            paths = [np.stack([middles, lines[case]], axis=1) for case in lines if case in cases]
+            axes.add_collection(LineCollection(paths, colors=_DOT, linewidths=0.7, alpha=alpha))
+        axes.plot([], [], color=_DOT, linewidth=0.7, label="a case")
         axes.fill_between(middles, mean, color=_DOT, alpha=0.3, linewidth=0)
         axes.plot(middles, mean, color=_DOT, linewidth=2.0, label="all cases, each with the same weight")
         axes.axvspan(clip_hu[0], clip_hu[1], color=_INK, alpha=0.05, linewidth=0)
@@ -178,9 +174,11 @@ def plot_intensities(
         axes.axvline(mean_hu, color=_MARK, linewidth=1.6, label=f"mean {mean_hu:.1f} HU, deviation {std_hu:.1f} HU")
         axes.set(xlabel="value of labelled voxels (HU)", ylabel=f"share of voxels (% in {width} HU)")
         axes.set_xlim(start, stop)
-        axes.set_ylim(0.0, 1.05 * max(float(np.percentile(lines.max(axis=1), 95)), float(mean.max())))
+        axes.set_ylim(0.0, 1.08 * max(float(line.max()) for line in lines.values()))
         axes.grid(visible=True)
         _legend(figure, axes)
+        peaks = {case: int(lines[case].argmax()) for case in apart}
+        _name(axes, [(float(middles[peak]), float(lines[case][peak]), case) for case, peak in peaks.items()])
         return _svg(figure)
 
 
@@ -207,7 +205,7 @@ def plot_volumes(volumes_ml: Mapping[str, Mapping[str, float]]) -> bytes:
             x = np.full(len(present), float(place)) + spread
             axes.plot(x, list(present.values()), "o", color=_DOT, alpha=0.5, markersize=4.5, mew=0)
             middle = float(np.median(list(present.values())))
-            axes.plot([place - 0.2, place + 0.2], [middle, middle], color=_MARK, linewidth=2)
+            axes.plot([place - 0.17, place + 0.17], [middle, middle], color=_MARK, linewidth=2)
             at = dict(zip(present, x.tolist(), strict=True))
             apart = _apart({case: math.log(ml) for case, ml in present.items()})
             dots.append([(at[case], present[case], case) for case in apart])
@@ -221,7 +219,7 @@ def plot_volumes(volumes_ml: Mapping[str, Mapping[str, float]]) -> bytes:
         axes.grid(visible=True, axis="y")
         _legend(figure, axes)
         for named in dots:
-            _name(axes, named)
+            _name(axes, named, gap_pt=40.0)
         return _svg(figure)
 
 
@@ -235,6 +233,13 @@ def _legend(figure: Figure, axes: Axes) -> None:
     """Put the legend above the axes, where it hides nothing."""
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=2 if len(labels) > 1 else 1)
+
+
+def _percentiles(shares: NDArray[np.float64], lowest: int) -> tuple[int, int]:
+    """Return the whole HU below which 0.5 % and 99.5 % of a histogram from `lowest` on lie."""
+    cumulated = np.cumsum(shares)
+    low, high = np.searchsorted(cumulated, [_TAIL * cumulated[-1], (1 - _TAIL) * cumulated[-1]])
+    return lowest + int(low), lowest + int(high)
 
 
 def _binned(shares: NDArray[np.float64], lowest: int, edges: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -253,7 +258,7 @@ def _apart(values: Mapping[str, float]) -> list[str]:
     return sorted(apart, key=lambda case: -beyond[case])[:_FEW]
 
 
-def _name(axes: Axes, points: Iterable[tuple[float, float, str]]) -> None:
+def _name(axes: Axes, points: Iterable[tuple[float, float, str]], gap_pt: float = 9.0) -> None:
     """Write names beside points, towards the middle of the axes and moved up where they would touch."""
     figure = axes.get_figure()
     assert figure is not None
@@ -277,7 +282,7 @@ def _name(axes: Axes, points: Iterable[tuple[float, float, str]]) -> None:
         axes.annotate(
             _short(name),
             point,
-            xytext=(9 if left else -9, height - y),
+            xytext=(gap_pt if left else -gap_pt, height - y),
             textcoords="offset points",
             ha="left" if left else "right",
             va="center",

@@ -37,7 +37,7 @@ def test_report_says_what_the_numbers_are(
 ) -> None:
     """The page has every score, the means, the rule for empty regions, and the warnings that apply."""
     image = tmp_path / "case_00001.png"
-    image.write_bytes(b"a picture")
+    image.write_bytes(b"\x89PNG and so on")
 
     write_report(
         tmp_path / "report.html",

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from kitsattn.figures.page import Page, Picture, Table, write_page
+from kitsattn.figures.page import Gallery, Leaf, Leaves, Link, Page, Picture, Table, write_page
 
 PNG = bytes.fromhex("89504e470d0a1a0a") + b"any bytes"
 
@@ -47,8 +47,7 @@ def page(tmp_path: Path) -> Page:
     return Page(
         title="A fold",
         warnings=("Research use.",),
-        tables=(table,),
-        pictures=(Picture(tmp_path / "sheet.png", "case_00001", "Slices of case_00001"),),
+        parts=(table, Gallery("Pictures", (Picture(tmp_path / "sheet.png", "case_00001", "Slices of case_00001"),))),
         provenance={"model": "attention-deeplab-tiny"},
         next_steps={"kitsattn demo": "Run it again."},
     )
@@ -99,8 +98,8 @@ def test_text_is_never_markup(tmp_path: Path, page: Page) -> None:
     """Names from files and headers cannot add elements to the page."""
     evil = '"><script>alert(1)</script>'
     table = Table(caption=evil, columns=(evil, evil), rows=((evil, evil),), summary=(evil, evil), notes=(evil,))
-    picture = Picture(page.pictures[0].path, evil, evil)
-    hostile = Page(evil, (evil,), (table,), (picture,), {evil: evil}, {evil: evil})
+    picture = Picture(PNG, evil, evil)
+    hostile = Page(evil, (evil,), (table, Gallery(evil, (picture,))), {evil: evil}, {evil: evil})
 
     text = render(tmp_path / "page.html", hostile)
 
