@@ -284,7 +284,11 @@ def _write(figure: Figure, text: str, down_in: float, **style: Any) -> None:  # 
 
 
 def _draw_legend(
-    figure: Figure, views: Sequence[View], corner: str, place_in: tuple[float, float], fontsize: float
+    figure: Figure,
+    views: Sequence[View],
+    corner: Literal["upper left", "upper right"],
+    place_in: tuple[float, float],
+    fontsize: float,
 ) -> None:
     """Explain the outlines; the legend's `corner` lies `place_in` from the left and from the top."""
     outlined = [outline for view in views for outline in view.outlines]

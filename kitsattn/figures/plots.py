@@ -6,6 +6,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -29,7 +30,7 @@ _THEME = (
     "<style>svg { color: #1b1f24 } @media (prefers-color-scheme: dark) { svg { color: #e9ecef } }"
     " @media print { svg { color: #000000 } }</style>"
 )
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "path",  # looks the same on every machine
     "svg.hashsalt": "kitsattn",  # equal data give an equal file
     "font.size": 9.0,
@@ -245,7 +246,8 @@ def _percentiles(shares: NDArray[np.float64], lowest: int) -> tuple[int, int]:
 def _binned(shares: NDArray[np.float64], lowest: int, edges: NDArray[np.int64]) -> NDArray[np.float64]:
     """Sum shares at whole HU from `lowest` on into bins, in percent; what lies beyond counts in the outermost ones."""
     bins = np.clip(np.searchsorted(edges, lowest + np.arange(len(shares)), side="right") - 1, 0, len(edges) - 2)
-    return 100 * np.bincount(bins, weights=shares, minlength=len(edges) - 1)
+    binned: NDArray[np.float64] = np.bincount(bins, weights=shares, minlength=len(edges) - 1)
+    return 100 * binned
 
 
 def _apart(values: Mapping[str, float]) -> list[str]:
@@ -260,7 +262,7 @@ def _apart(values: Mapping[str, float]) -> list[str]:
 
 def _name(axes: Axes, points: Iterable[tuple[float, float, str]], gap_pt: float = 9.0) -> None:
     """Write names beside points, towards the middle of the axes and moved up where they would touch."""
-    figure = axes.get_figure()
+    figure = axes.get_figure(root=True)
     assert figure is not None
     figure.draw_without_rendering()
     # In points of 1/72 inch, whatever the figure's resolution.

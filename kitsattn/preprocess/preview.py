@@ -38,9 +38,7 @@ def write_preview(
         raise ValueError(msg)
     z_step, y_step, x_step = spacing_mm
     slices = choose_slices([labels], Geometry.axial(shape, spacing_mm), most=_AXIAL)
-    views = [
-        View(f"axial {z + 1} of {depth}", hu[z], ((LABELLED, labels[z]),), (y_step, x_step)) for z in slices.axial
-    ]
+    views = [View(f"axial {z + 1} of {depth}", hu[z], ((LABELLED, labels[z]),), (y_step, x_step)) for z in slices.axial]
     y = slices.coronal
     # z grows upwards in the patient, rows grow downwards in the picture.
     coronal, outlined = hu[:, y][::-1], labels[:, y][::-1]

@@ -135,9 +135,11 @@ def _summary_table(fingerprints: Sequence[Fingerprint], findings: Sequence[Findi
     for name, volumes in _volumes_ml(fingerprints).items():
         present = [volume for volume in volumes.values() if volume > 0]
         if present:
-            rows.append((f"{name}, ml", *_spread(present, "{:.1f}")))
+            rows.append((f"{name.capitalize()}, ml", *_spread(present, "{:.1f}")))
         if len(present) < len(volumes):
-            notes.append(f"{name}: labelled in {len(present)} of {len(volumes)} cases; the others do not count above.")
+            notes.append(
+                f"{name.capitalize()}: labelled in {len(present)} of {len(volumes)} cases, the only ones that count above."
+            )
     counts = Counter(finding.severity for finding in findings)
     found = ", ".join(_plural(count, severity) for severity, count in counts.items())
     return Table(
@@ -161,7 +163,11 @@ def _plan_table(plan: Plan) -> Table:
                 "Slices are resampled to this distance of rows and columns; the distance of slices is kept.",
             ),
             ("clip_hu", f"{plan.clip_hu[0]:g} to {plan.clip_hu[1]:g} HU", "Values beyond are set to the nearer end."),
-            ("mean_hu", f"{plan.mean_hu:.2f} HU", "Subtracted: the mean of labelled voxels, all cases weighing the same."),
+            (
+                "mean_hu",
+                f"{plan.mean_hu:.2f} HU",
+                "Subtracted: the mean of labelled voxels, all cases weighing the same.",
+            ),
             ("std_hu", f"{plan.std_hu:.2f} HU", "Divided by: the standard deviation of the same voxels."),
             ("patch_size", f"{height} x {width}", "Rows and columns of training patches and prediction windows."),
         ),
@@ -231,7 +237,7 @@ def _case_table(
     fingerprints: Sequence[Fingerprint], of_case: Mapping[str | None, Sequence[Finding]], anchors: Mapping[str, str]
 ) -> Table:
     volumes = _volumes_ml(fingerprints)
-    numbers = ("Slices", "Rows x columns", "Spacing, mm", *(f"{name}, ml" for name in volumes))
+    numbers = ("Slices", "Rows x columns", "Spacing, mm", *(f"{name.capitalize()}, ml" for name in volumes))
     rows: list[tuple[str | float | Link, ...]] = []
     for fingerprint in fingerprints:
         depth, height, width = fingerprint.shape
@@ -271,7 +277,7 @@ def _leaf(fingerprint: Fingerprint, anchor: str, preview: Path, findings: Sequen
     picture = Picture(
         preview,
         f"{depth} x {height} x {width} voxels of {spacing} mm. Labelled: {volumes or 'nothing'}.",
-        f"Prepared slices of {fingerprint.case_id}, three axial and one coronal, with the outlines of what is labelled.",
+        f"Prepared slices of {fingerprint.case_id}, axial and coronal, with the outlines of what is labelled.",
     )
     remarks = tuple(f"{finding.severity}: {finding.text}" for finding in findings)
     return Leaf(anchor, fingerprint.case_id, picture, remarks)

@@ -60,7 +60,7 @@ def test_report_says_what_the_numbers_are(
         "Left out, having no reference: case_00009.",
         "attention-deeplab-tiny",
         "<code>kitsattn train --fold 1</code>",
-        base64.b64encode(b"a picture").decode(),
+        base64.b64encode(b"\x89PNG and so on").decode(),
         RESEARCH_NOTICE,
         EMPTY_RULE,
     ):
