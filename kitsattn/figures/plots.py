@@ -246,8 +246,7 @@ def _percentiles(shares: NDArray[np.float64], lowest: int) -> tuple[int, int]:
 def _binned(shares: NDArray[np.float64], lowest: int, edges: NDArray[np.int64]) -> NDArray[np.float64]:
     """Sum shares at whole HU from `lowest` on into bins, in percent; what lies beyond counts in the outermost ones."""
     bins = np.clip(np.searchsorted(edges, lowest + np.arange(len(shares)), side="right") - 1, 0, len(edges) - 2)
-    binned: NDArray[np.float64] = np.bincount(bins, weights=shares, minlength=len(edges) - 1)
-    return 100 * binned
+    return np.bincount(bins, weights=100 * shares, minlength=len(edges) - 1).astype(np.float64)
 
 
 def _apart(values: Mapping[str, float]) -> list[str]:
@@ -262,8 +261,8 @@ def _apart(values: Mapping[str, float]) -> list[str]:
 
 def _name(axes: Axes, points: Iterable[tuple[float, float, str]], gap_pt: float = 9.0) -> None:
     """Write names beside points, towards the middle of the axes and moved up where they would touch."""
-    figure = axes.get_figure(root=True)
-    assert figure is not None
+    figure = axes.get_figure()
+    assert isinstance(figure, Figure)
     figure.draw_without_rendering()
     # In points of 1/72 inch, whatever the figure's resolution.
     scale = 72 / figure.dpi

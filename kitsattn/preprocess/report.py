@@ -136,10 +136,9 @@ def _summary_table(fingerprints: Sequence[Fingerprint], findings: Sequence[Findi
         present = [volume for volume in volumes.values() if volume > 0]
         if present:
             rows.append((f"{name.capitalize()}, ml", *_spread(present, "{:.1f}")))
-        if len(present) < len(volumes):
-            notes.append(
-                f"{name.capitalize()}: labelled in {len(present)} of {len(volumes)} cases, the only ones that count above."
-            )
+        absent = len(volumes) - len(present)
+        if absent:
+            notes.append(f"{name.capitalize()}: absent from {absent} of {len(volumes)} cases, left out above.")
     counts = Counter(finding.severity for finding in findings)
     found = ", ".join(_plural(count, severity) for severity, count in counts.items())
     return Table(

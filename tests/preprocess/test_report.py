@@ -152,7 +152,7 @@ def test_numbers_are_those_of_the_cases(tmp_path: Path) -> None:
     assert report.row("Distance of slices, mm") == ["4.00", "6.00", "8.00"]
     assert report.row("Kidney, ml") == ["100.0", "150.0", "200.0"]
     assert report.row("Tumour, ml") == ["30.0", "30.0", "30.0"]
-    assert "Tumour: labelled in 1 of 2 cases" in report.text
+    assert "Tumour: absent from 1 of 2 cases, left out above." in report.text
     assert report.row("spacing_mm")[0] == "0.78 x 0.8 mm"
     assert report.row("patch_size")[0] == "416 x 544"
 
