@@ -22,7 +22,7 @@ from kitsattn.labels import BACKGROUND, KIDNEY, TUMOUR
 from kitsattn.preprocess.crop import body_box
 from kitsattn.preprocess.intensity import clip_hu, normalise
 from kitsattn.preprocess.resample import resample_labels, resample_scan
-from kitsattn.preprocess.store import foreground_locations
+from kitsattn.preprocess.store import draw_locations
 
 FOLDER = Path(__file__).with_name("how-to") / "images"
 SEED = 0
@@ -72,11 +72,11 @@ def main() -> None:
         zoom(axis, cropped_labels[z], step)
     save(axes[0], "labels")
 
-    draw_values(clip_hu(scan.array[:, y0:y1, x0:x1], WINDOW_HU), cropped_labels)
-    draw_locations(prepared[0], prepared_labels, z)
+    show_values(clip_hu(scan.array[:, y0:y1, x0:x1], WINDOW_HU), cropped_labels)
+    show_locations(prepared[0], prepared_labels, z)
 
 
-def draw_values(clipped: NDArray[np.float32], labels: NDArray[np.uint8]) -> None:
+def show_values(clipped: NDArray[np.float32], labels: NDArray[np.uint8]) -> None:
     """Draw the distribution of values before and after normalising."""
     foreground = clipped[labels != BACKGROUND]
     mean, std = float(foreground.mean()), float(foreground.std())
@@ -106,9 +106,9 @@ def draw_values(clipped: NDArray[np.float32], labels: NDArray[np.uint8]) -> None
     save(axes[0], "normalise")
 
 
-def draw_locations(image: NDArray[np.float32], labels: NDArray[np.uint8], z: int) -> None:
+def show_locations(image: NDArray[np.float32], labels: NDArray[np.uint8], z: int) -> None:
     """Draw the voxels of a slice that patches may be centred on."""
-    rows = foreground_locations(labels)
+    rows = draw_locations({value: np.flatnonzero(labels == value) for value in (KIDNEY, TUMOUR)}, labels.shape)
     _, axes = figure(1, image.shape[0] / image.shape[1])
     show(axes[0], image, "voxels that patches are centred on", WINDOW_HU)
     for value, colour, name in ((KIDNEY, BLUE, "kidney"), (TUMOUR, ORANGE, "tumour")):

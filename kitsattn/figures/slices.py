@@ -57,10 +57,12 @@ def choose_slices(label_maps: Sequence[Labels], geometry: Geometry, *, most: int
     tumour_z = np.zeros(depth, dtype=np.int64)
     for labels in label_maps:
         for z in range(depth):
-            labelled = labels[z] != BACKGROUND
+            # Once only: a stored label map unpacks a slice each time it is asked.
+            values = labels[z]
+            labelled = values != BACKGROUND
             area_zx[z] += np.count_nonzero(labelled, axis=0)
             area_y += np.count_nonzero(labelled, axis=1)
-            tumour_z[z] += np.count_nonzero(labels[z] == TUMOUR)
+            tumour_z[z] += np.count_nonzero(values == TUMOUR)
     area_z, area_x = area_zx.sum(axis=1), area_zx.sum(axis=0)
     gap = max(1, round(_SMALLEST_GAP_MM / z_step))
     if not area_z.any():

@@ -23,8 +23,8 @@ def write_preview(
     Args:
         path: The WebP to write, atomically; an existing one is replaced.
         hu: (z, height, width) on the prepared grid, in HU. Only the slices that are drawn are read, so a stored array
-            that unpacks what it is asked for will do.
-        labels: Of the same shape.
+            that unpacks what it is asked for, such as blosc2's, will do.
+        labels: Of the same shape; they are read slice by slice, and may be stored too.
         spacing_mm: Of the prepared grid, (z, y, x).
         case_id: The case; "nothing labelled" is added to the headline where that is so.
 

@@ -4,69 +4,17 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Protocol
 
 from kitsattn.figures.overlay import COMPACT_SIZE
 from kitsattn.figures.page import Gallery, Leaf, Leaves, Link, Page, Picture, Table, write_page
 from kitsattn.figures.plots import plot_intensities, plot_sizes, plot_spacing, plot_volumes
 from kitsattn.notices import RESEARCH_NOTICE
+from kitsattn.preprocess.fingerprint import Fingerprint
 from kitsattn.preprocess.plan import Plan
-from kitsattn.volume.geometry import Shape, Triple
+from kitsattn.preprocess.verify import Finding
 
 _SYNTHETIC_NOTICE = "SYNTHETIC: phantoms, not patients."
 _CASES = "cases"
-
-
-class Foreground(Protocol):
-    """The values of all labelled voxels of a case, as `fingerprint.Foreground` holds them."""
-
-    @property
-    def lowest_hu(self) -> int:
-        """HU of the first count."""
-
-    @property
-    def counts(self) -> Sequence[int]:
-        """Voxels at each whole HU from there on."""
-
-
-class Fingerprint(Protocol):
-    """What is known of a case, as `fingerprint.Fingerprint` holds it."""
-
-    @property
-    def case_id(self) -> str:
-        """The case."""
-
-    @property
-    def shape(self) -> Shape:
-        """Of the scan, (z, y, x)."""
-
-    @property
-    def spacing_mm(self) -> Triple:
-        """Of the scan, (z, y, x)."""
-
-    @property
-    def voxels(self) -> Mapping[str, int]:
-        """Class name to number of voxels, background left out."""
-
-    @property
-    def foreground(self) -> Foreground | None:
-        """Values of its labelled voxels."""
-
-
-class Finding(Protocol):
-    """Something wrong or odd, as `verify.Finding` holds it."""
-
-    @property
-    def case_id(self) -> str | None:
-        """The case; None for the data set."""
-
-    @property
-    def severity(self) -> str:
-        """How bad it is."""
-
-    @property
-    def text(self) -> str:
-        """What was found, and the mend."""
 
 
 def write_report(

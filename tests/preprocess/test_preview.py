@@ -1,6 +1,7 @@
 from pathlib import Path
 from typing import Any
 
+import blosc2
 import numpy as np
 import pytest
 from PIL import Image
@@ -85,6 +86,16 @@ def test_only_the_slices_that_are_drawn_are_read(tmp_path: Path, case: tuple[np.
 
     # The first of the equally wide slices of the tumour, of the right kidney and of the left one; then the widest row.
     assert asked == [16, 10, 6, (slice(None), 50)]
+
+
+def test_stored_cases_give_the_same_preview(tmp_path: Path, case: tuple[np.ndarray, np.ndarray]) -> None:
+    """Packed arrays, as prepared cases are stored, need not be unpacked first."""
+    scan, labels = (blosc2.asarray(array, chunks=(8, *SHAPE[1:]), blocks=(1, *SHAPE[1:])) for array in case)
+
+    write_preview(tmp_path / "plain.webp", *case, spacing_mm=SPACING_MM, case_id="a")
+    write_preview(tmp_path / "stored.webp", scan, labels, spacing_mm=SPACING_MM, case_id="a")
+
+    assert (tmp_path / "plain.webp").read_bytes() == (tmp_path / "stored.webp").read_bytes()
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 4), (2, 1, 1), (3, 40, 30)])

@@ -1,38 +1,30 @@
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
 from kitsattn.notices import RESEARCH_NOTICE
+from kitsattn.preprocess.fingerprint import Fingerprint, Foreground
 from kitsattn.preprocess.plan import Plan
 from kitsattn.preprocess.report import write_report
+from kitsattn.preprocess.verify import Finding
 
 WEBP = b"RIFF\x00\x00\x00\x00WEBP and so on"
+FOREGROUND = Foreground(90, (1, 2, 1))
 PLAN = Plan(spacing_mm=(0.78, 0.8), mean_hu=101.25, std_hu=76.5, patch_size=(416, 544))
 
 
-@dataclass(frozen=True)
-class Foreground:
-    lowest_hu: int
-    counts: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Fingerprint:
-    case_id: str
-    shape: tuple[int, int, int] = (10, 500, 512)
-    spacing_mm: tuple[float, float, float] = (4.0, 0.5, 0.5)
-    voxels: Mapping[str, int] = field(default_factory=lambda: {"kidney": 200_000, "tumour": 30_000})
-    foreground: Foreground | None = Foreground(90, (1, 2, 1))
-
-
-@dataclass(frozen=True)
-class Finding:
-    case_id: str | None
-    severity: str
-    text: str
+def fingerprint(
+    case_id: str,
+    shape: tuple[int, int, int] = (10, 500, 512),
+    spacing_mm: tuple[float, float, float] = (4.0, 0.5, 0.5),
+    voxels: Mapping[str, int] | None = None,
+    foreground: Foreground | None = FOREGROUND,
+) -> Fingerprint:
+    """Return the fingerprint of a case of 200 ml of kidney and 30 ml of tumour."""
+    voxels = {"kidney": 200_000, "tumour": 30_000} if voxels is None else voxels
+    return Fingerprint(case_id, shape, spacing_mm, (0, shape[1], 0, shape[2]), voxels, foreground)
 
 
 class Report(HTMLParser):
@@ -112,7 +104,7 @@ def write(
 
 def test_report_needs_nothing_from_elsewhere(tmp_path: Path, preview: Path) -> None:
     """Whatever a browser would load is inside the page, and every link stays on it."""
-    report = write(tmp_path, [Fingerprint("a"), Fingerprint("b")], {"a": preview, "b": preview})
+    report = write(tmp_path, [fingerprint("a"), fingerprint("b")], {"a": preview, "b": preview})
 
     assert not {tag for tag, _ in report.tags} & {"link", "iframe", "object", "embed", "base", "form"}
     assert all(str(image["src"]).startswith("data:image/") for image in report.all("img"))
@@ -128,7 +120,7 @@ def test_every_case_is_shown_once_and_linked(tmp_path: Path, preview: Path) -> N
     """The table leads to each case's preview; they follow each other in its order."""
     cases = ["case_00002", "case_00000", "case_00001"]
 
-    report = write(tmp_path, [Fingerprint(case) for case in cases], dict.fromkeys(cases, preview))
+    report = write(tmp_path, [fingerprint(case) for case in cases], dict.fromkeys(cases, preview))
 
     anchors = [article["id"] for article in report.all("article")]
     assert anchors == ["case-1", "case-2", "case-3"]
@@ -142,9 +134,9 @@ def test_every_case_is_shown_once_and_linked(tmp_path: Path, preview: Path) -> N
 
 def test_numbers_are_those_of_the_cases(tmp_path: Path) -> None:
     """Worked by hand: 200,000 voxels of 4 x 0.5 x 0.5 mm are 200 ml."""
-    thick = Fingerprint("thick", (5, 500, 512), (8.0, 0.5, 0.5), {"kidney": 50_000, "tumour": 0})
+    thick = fingerprint("thick", (5, 500, 512), (8.0, 0.5, 0.5), {"kidney": 50_000, "tumour": 0})
 
-    report = write(tmp_path, [Fingerprint("thin"), thick], {})
+    report = write(tmp_path, [fingerprint("thin"), thick], {})
 
     assert report.row("thin") == ["10", "500 x 512", "4 x 0.5 x 0.5", "200.0", "30.0", ""]
     assert report.row("thick") == ["5", "500 x 512", "8 x 0.5 x 0.5", "100.0", "0.0", ""]
@@ -166,7 +158,7 @@ def test_findings_stand_in_a_table_and_with_their_case(tmp_path: Path, preview: 
         Finding(None, "note", "1 of 4 cases has no label map"),
     )
 
-    report = write(tmp_path, [Fingerprint("a"), Fingerprint("b")], {"a": preview, "b": preview}, findings)
+    report = write(tmp_path, [fingerprint("a"), fingerprint("b")], {"a": preview, "b": preview}, findings)
 
     start = report.rows.index(["Case", "Severity", "What was found"]) + 1
     assert report.rows[start : start + 4] == [
@@ -184,7 +176,7 @@ def test_findings_stand_in_a_table_and_with_their_case(tmp_path: Path, preview: 
 
 def test_nothing_found_is_said(tmp_path: Path) -> None:
     """An empty table would leave open whether anything was looked for."""
-    assert "Nothing wrong or odd was found." in write(tmp_path, [Fingerprint("a")], {}).text
+    assert "Nothing wrong or odd was found." in write(tmp_path, [fingerprint("a")], {}).text
 
 
 def test_names_from_files_are_never_markup(tmp_path: Path, preview: Path) -> None:
@@ -192,7 +184,7 @@ def test_names_from_files_are_never_markup(tmp_path: Path, preview: Path) -> Non
     evil = '"><img src=x onerror=alert(1)> $\\frac$ \x01'
     findings = (Finding(evil, "warning", evil), Finding(evil + "2", "error", evil))
 
-    report = write(tmp_path, [Fingerprint(evil, voxels={evil: 5})], {evil: preview}, findings)
+    report = write(tmp_path, [fingerprint(evil, voxels={evil: 5})], {evil: preview}, findings)
 
     assert "<img src=x" not in report.text
     assert not [attributes for _, attributes in report.tags if "onerror" in attributes]
@@ -202,7 +194,7 @@ def test_names_from_files_are_never_markup(tmp_path: Path, preview: Path) -> Non
 
 def test_report_can_be_read_aloud(tmp_path: Path, preview: Path) -> None:
     """Pictures have descriptions, table headings their scope, and headings come in order."""
-    report = write(tmp_path, [Fingerprint("a")], {"a": preview})
+    report = write(tmp_path, [fingerprint("a")], {"a": preview})
 
     assert all(image["alt"] for image in report.all("img"))
     assert {th["scope"] for th in report.all("th")} == {"col", "row"}
@@ -213,7 +205,7 @@ def test_report_can_be_read_aloud(tmp_path: Path, preview: Path) -> None:
 
 def test_case_without_preview_or_foreground_is_listed(tmp_path: Path) -> None:
     """Where nothing is labelled or drawn there is no plot of values and no preview, but the case stands there."""
-    report = write(tmp_path, [Fingerprint("a", voxels={"kidney": 0}, foreground=None)], {})
+    report = write(tmp_path, [fingerprint("a", voxels={"kidney": 0}, foreground=None)], {})
 
     assert report.row("a")[0] == "10"
     assert len(report.all("img")) == 3
@@ -224,7 +216,7 @@ def test_case_without_preview_or_foreground_is_listed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("synthetic", [False, True])
 def test_report_says_what_its_data_are(tmp_path: Path, synthetic: bool) -> None:  # noqa: FBT001 - a parameter
     """Research use only, always; phantoms are never taken for patients."""
-    report = write(tmp_path, [Fingerprint("a")], {}, synthetic=synthetic)
+    report = write(tmp_path, [fingerprint("a")], {}, synthetic=synthetic)
 
     assert RESEARCH_NOTICE in report.text
     assert ("SYNTHETIC" in report.text) == synthetic
@@ -234,11 +226,11 @@ def test_210_cases_make_a_page_that_can_be_opened(tmp_path: Path) -> None:
     """With previews of 80 kB, the most they take, KiTS19's 210 cases stay under 25 MB."""
     (tmp_path / "preview.webp").write_bytes(WEBP.ljust(80_000))
     cases = [f"case_{number:05}" for number in range(210)]
-    foreground = Foreground(-300, (5,) * 900)
+    wide = Foreground(-300, (5,) * 900)
 
     report = write(
         tmp_path,
-        [Fingerprint(case, foreground=foreground) for case in cases],
+        [fingerprint(case, foreground=wide) for case in cases],
         dict.fromkeys(cases, tmp_path / "preview.webp"),
     )
 
