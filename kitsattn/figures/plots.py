@@ -59,6 +59,7 @@ _FENCE = 1.5
 _NAME_PT = 7.0
 _LONGEST_NAME = 18
 _MOST_SHAPES = 6
+_BARS = 20
 _BINS = 120
 _WIDTHS_HU = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 _TAIL = 0.005
@@ -108,9 +109,12 @@ def plot_sizes(shapes: Mapping[str, Shape]) -> bytes:
         FigureCanvasSVG(figure)
         left, right = figure.subplots(1, 2, width_ratios=(3, 2))
         slices = [depth for depth, _, _ in shapes.values()]
-        left.hist(slices, bins="auto" if len(slices) > _FEW else len(slices), color=_DOT, alpha=0.75)
+        width = math.ceil((max(slices) - min(slices) + 1) / _BARS)
+        left.hist(slices, bins=np.arange(min(slices), max(slices) + width + 1, width) - 0.5, color=_DOT, alpha=0.75)
         left.plot(slices, [0] * len(slices), "|", color=_INK, markersize=7, alpha=0.5, clip_on=False)
         left.set(xlabel="number of slices", ylabel="cases")
+        left.margins(x=0.1)
+        left.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         left.yaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
         left.grid(visible=True, axis="y")
         found = Counter(f"{height} x {width}" for _, height, width in shapes.values()).most_common()

@@ -91,7 +91,7 @@ def _summary_table(fingerprints: Sequence[Fingerprint], findings: Sequence[Findi
     found = ", ".join(_plural(count, severity) for severity, count in counts.items())
     return Table(
         caption=f"Summary of {_plural(len(fingerprints), 'prepared case')}",
-        columns=("", "Lowest", "Median", "Highest"),
+        columns=("Quantity", "Lowest", "Median", "Highest"),
         rows=tuple(rows),
         notes=(*notes, f"Found: {found}." if found else "Nothing wrong or odd was found."),
         numbers=frozenset(("Lowest", "Median", "Highest")),
@@ -156,7 +156,8 @@ def _plots(fingerprints: Sequence[Fingerprint], plan: Plan) -> tuple[Picture, ..
     pictures.append(
         Picture(
             plot_volumes(_volumes_ml(fingerprints)),
-            "Labelled volumes. Named cases lie more than 1.5 interquartile ranges beyond the quartiles.",
+            "Labelled volumes. Of more than six cases those are named that lie over 1.5 interquartile ranges beyond "
+            "the quartiles.",
             "One dot for each case and class at its volume in ml, with the median of each class. "
             "The numbers stand in the tables.",
         )
