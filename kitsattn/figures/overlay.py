@@ -1,5 +1,6 @@
 """Contours of label maps on CT slices: sheets of axial slices and a coronal view."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,8 +159,7 @@ def overlay_sheet(
     ):
         _write(figure, text, down_in, color=colour, fontsize=size, fontweight=weight)
     _draw_legend(figure, views, "upper left", (_EDGE_IN, 0.9), fontsize=11)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", metadata={"Title": headline, "Description": note})
+    _save(figure, path, format="png", metadata={"Title": headline, "Description": note})
 
 
 def compact_sheet(path: Path, views: Sequence[View], *, title: str) -> None:
@@ -176,8 +176,14 @@ def compact_sheet(path: Path, views: Sequence[View], *, title: str) -> None:
     figure = _draw_panels(views, _COMPACT)
     _write(figure, title, 0.22, color=_TEXT, fontsize=12, fontweight="bold")
     _draw_legend(figure, views, "upper right", (_COMPACT.width_in - _EDGE_IN, 0.14), fontsize=9)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="webp", pil_kwargs=_WEBP)
+    _save(figure, path, format="webp", pil_kwargs=_WEBP)
+
+
+def _save(figure: Figure, path: Path, **settings: Any) -> None:  # noqa: ANN401 - matplotlib's
+    with atomic_path(path) as temporary, warnings.catch_warnings():
+        # A name may hold letters that the font lacks: a box in their place is fine.
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        figure.savefig(temporary, **settings)
 
 
 def _axial_view(scan: Volume, outlines: Sequence[tuple[Pen, Labels]], slices: SheetSlices, z: int) -> View:

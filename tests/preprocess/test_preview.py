@@ -109,6 +109,14 @@ def test_smallest_cases_without_labels_are_drawn(tmp_path: Path, shape: tuple[in
         assert picture.size[0] == COMPACT_SIZE[0]
 
 
+@pytest.mark.parametrize("case_id", ["\u75c5\u4f8b \U0001f9e0", "case\x01"], ids=["no glyph", "control character"])
+def test_any_name_can_be_written(tmp_path: Path, case: tuple[np.ndarray, np.ndarray], case_id: str) -> None:
+    """Letters that the font lacks become boxes, without a warning."""
+    write_preview(tmp_path / "a.webp", *case, spacing_mm=SPACING_MM, case_id=case_id)
+
+    assert (tmp_path / "a.webp").stat().st_size > 0
+
+
 def test_labels_of_another_shape_are_refused(tmp_path: Path, case: tuple[np.ndarray, np.ndarray]) -> None:
     """Nothing is drawn, and no file is left behind."""
     with pytest.raises(ValueError, match=r"labels of shape \(29, 90, 120\) on a scan of shape \(30, 90, 120\)"):
