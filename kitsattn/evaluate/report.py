@@ -6,7 +6,7 @@ from pathlib import Path
 from kitsattn.evaluate.case import CaseScores
 from kitsattn.evaluate.overlap import EMPTY_RULE
 from kitsattn.evaluate.run import Scores
-from kitsattn.figures.page import Page, Picture, Table, write_page
+from kitsattn.figures.page import Gallery, Page, Picture, Table, write_page
 from kitsattn.files import write_json
 from kitsattn.labels import KITS19_REGIONS
 from kitsattn.notices import RESEARCH_NOTICE, SYNTHETIC_SCORES_NOTICE
@@ -60,13 +60,13 @@ def write_report(
     if scores.missing:
         warnings.append(f"No prediction was found for {', '.join(scores.missing)}: scored as all background.")
     by_id = {case.case: case for case in scores.cases}
+    pictures = tuple(_picture(by_id[case], image) for case, image in images.items())
     write_page(
         path,
         Page(
             title=title,
             warnings=tuple(warnings),
-            tables=(_score_table(scores),),
-            pictures=tuple(_picture(by_id[case], image) for case, image in images.items()),
+            parts=(_score_table(scores), Gallery("Pictures", pictures)) if pictures else (_score_table(scores),),
             provenance=provenance,
             next_steps=next_steps or {},
         ),
@@ -91,7 +91,7 @@ def _score_table(scores: Scores) -> Table:
 def _picture(scored: CaseScores, image: Path) -> Picture:
     dice = ", ".join(f"{_name(key).lower()} {metrics['dice']:.3f}" for key, metrics in scored.regions.items())
     return Picture(
-        path=image,
+        image=image,
         caption=f"{scored.case}. Dice: {dice}.",
         description=f"CT slices of {scored.case} with the outlines of kidney and tumour, predicted and reference.",
     )

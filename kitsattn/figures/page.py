@@ -10,6 +10,21 @@ from jinja2 import Environment, StrictUndefined
 
 from kitsattn.files import write_text
 
+_MEDIA_TYPES = {b"\x89PNG": "png", b"RIFF": "webp", b"\xff\xd8\xff": "jpeg", b"<": "svg+xml"}
+
+
+@dataclass(frozen=True)
+class Link:
+    """A cell that leads to another place on the page.
+
+    Attributes:
+        text: What it says.
+        anchor: The `Leaf` or `Table` of that anchor.
+    """
+
+    text: str
+    anchor: str
+
 
 @dataclass(frozen=True)
 class Table:
@@ -20,29 +35,82 @@ class Table:
         columns: The heading of every column.
         rows: The cells, as many a row as there are columns. A float is a share in [0, 1], shown with a bar.
         summary: The last row, set off from the others; empty if there is none.
-        notes: Sentences below the table.
+        notes: Sentences below the table, or in its place where there are no rows.
+        numbers: The columns that are aligned to the right.
+        anchor: What links to it name; empty if there are none.
     """
 
     caption: str
     columns: tuple[str, ...]
-    rows: tuple[tuple[str | float, ...], ...]
+    rows: tuple[tuple[str | float | Link, ...], ...]
     summary: tuple[str | float, ...] = ()
     notes: tuple[str, ...] = ()
+    numbers: frozenset[str] = frozenset()
+    anchor: str = ""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG with its caption.
+    """A picture with its caption.
 
     Attributes:
-        path: The PNG; its bytes become part of the page.
+        image: PNG, WebP, JPEG or SVG, or the file that holds it; its bytes become part of the page.
         caption: What everybody reads below it.
         description: What people hear who cannot see it.
     """
 
-    path: Path
+    image: Path | bytes
     caption: str
     description: str
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Pictures under a heading.
+
+    Attributes:
+        caption: The heading.
+        pictures: One below the other, or side by side where they are plots.
+        side_by_side: Whether two stand in a row where there is room.
+    """
+
+    caption: str
+    pictures: tuple[Picture, ...]
+    side_by_side: bool = False
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A picture among many that are leafed through.
+
+    Attributes:
+        anchor: What links to it name, without spaces.
+        heading: Its own heading.
+        picture: The picture.
+        remarks: Sentences below its caption that are set off from it.
+    """
+
+    anchor: str
+    heading: str
+    picture: Picture
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Leaves:
+    """Pictures of one size that are leafed through: by links, by scrolling, and with the arrow keys.
+
+    Attributes:
+        caption: The heading.
+        leaves: In the order in which they are leafed through.
+        size: Width and height of the pictures in pixels, so that a browser keeps room for those it has not drawn yet.
+        overview: Where every leaf leads back to.
+    """
+
+    caption: str
+    leaves: tuple[Leaf, ...]
+    size: tuple[int, int]
+    overview: Link
 
 
 @dataclass(frozen=True)
@@ -52,32 +120,43 @@ class Page:
     Attributes:
         title: The headline.
         warnings: Sentences in the box below it.
-        tables: Tables of results.
-        pictures: Pictures of results.
+        parts: Tables and pictures of results.
         provenance: What the results were made with, by name.
         next_steps: What to type next: command to purpose.
     """
 
     title: str
     warnings: tuple[str, ...] = ()
-    tables: tuple[Table, ...] = ()
-    pictures: tuple[Picture, ...] = ()
+    parts: tuple[Table | Gallery | Leaves, ...] = ()
     provenance: Mapping[str, str] = field(default_factory=dict)
     next_steps: Mapping[str, str] = field(default_factory=dict)
 
 
 def write_page(path: Path, page: Page) -> None:
-    """Write `page` as HTML with inline styles and pictures, without scripts; atomically, replacing an existing one.
+    """Write `page` as HTML with inline styles and pictures; atomically, replacing an existing one.
+
+    There is a script only where there are `Leaves`: it turns them at the arrow keys, and nothing else needs it.
 
     Raises:
         KitsattnError: If the file cannot be written.
         OSError: If a picture cannot be read.
+        ValueError: If a picture is of another format.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["data_uri"] = _data_uri
+    environment.tests["link"] = lambda cell: isinstance(cell, Link)
+    for kind in (Table, Gallery, Leaves):
+        environment.tests[kind.__name__.lower()] = lambda part, kind=kind: isinstance(part, kind)
     source = resources.files("kitsattn.figures").joinpath("page.html.jinja").read_text(encoding="utf-8")
-    write_text(path, environment.from_string(source).render(page=page))
+    text = environment.from_string(source).render(page=page)
+    # A file's name that is no UTF-8 reaches us with lone surrogates, which cannot be written.
+    write_text(path, text.encode(errors="replace").decode())
 
 
-def _data_uri(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+def _data_uri(image: Path | bytes) -> str:
+    content = image if isinstance(image, bytes) else image.read_bytes()
+    kind = next((kind for start, kind in _MEDIA_TYPES.items() if content.startswith(start)), None)
+    if kind is None:
+        msg = f"a picture that is neither PNG, WebP, JPEG nor SVG: {image!r:.60}"
+        raise ValueError(msg)
+    return f"data:image/{kind};base64," + base64.b64encode(content).decode("ascii")

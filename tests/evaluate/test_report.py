@@ -37,7 +37,7 @@ def test_report_says_what_the_numbers_are(
 ) -> None:
     """The page has every score, the means, the rule for empty regions, and the warnings that apply."""
     image = tmp_path / "case_00001.png"
-    image.write_bytes(b"a picture")
+    image.write_bytes(b"\x89PNG and so on")
 
     write_report(
         tmp_path / "report.html",
@@ -60,7 +60,7 @@ def test_report_says_what_the_numbers_are(
         "Left out, having no reference: case_00009.",
         "attention-deeplab-tiny",
         "<code>kitsattn train --fold 1</code>",
-        base64.b64encode(b"a picture").decode(),
+        base64.b64encode(b"\x89PNG and so on").decode(),
         RESEARCH_NOTICE,
         EMPTY_RULE,
     ):

@@ -142,3 +142,16 @@ def test_label_map_of_another_shape_is_refused(tmp_path: Path, scan: Volume) -> 
         overlay_sheet(tmp_path / "sheet.png", scan, None, np.zeros((2, 2, 2), np.uint8), title="a case")
 
     assert list(tmp_path.iterdir()) == []
+
+
+def test_cysts_have_an_outline_of_their_own(tmp_path: Path, scan: Volume) -> None:
+    """A cyst is outlined in its colour; where there is none, that colour does not appear."""
+    kidney = ball((100, 60, 80), 40).astype(np.uint8)
+    cyst = np.where(ball((100, 60, 80), 20), 3, kidney).astype(np.uint8)
+
+    overlay_sheet(tmp_path / "cyst.png", scan, cyst, None, title="a case")
+    overlay_sheet(tmp_path / "kidney.png", scan, kidney, None, title="a case")
+
+    assert len(find(tmp_path / "cyst.png", (0x2F, 0xD6, 0xA0))[0]) > 100
+    assert len(find(tmp_path / "cyst.png", TUMOUR_ORANGE)[0]) == 0
+    assert len(find(tmp_path / "kidney.png", (0x2F, 0xD6, 0xA0))[0]) == 0

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from kitsattn.figures.page import Page, Picture, Table, write_page
+from kitsattn.figures.page import Gallery, Leaf, Leaves, Link, Page, Picture, Table, write_page
 
 PNG = bytes.fromhex("89504e470d0a1a0a") + b"any bytes"
 
@@ -47,8 +47,7 @@ def page(tmp_path: Path) -> Page:
     return Page(
         title="A fold",
         warnings=("Research use.",),
-        tables=(table,),
-        pictures=(Picture(tmp_path / "sheet.png", "case_00001", "Slices of case_00001"),),
+        parts=(table, Gallery("Pictures", (Picture(tmp_path / "sheet.png", "case_00001", "Slices of case_00001"),))),
         provenance={"model": "attention-deeplab-tiny"},
         next_steps={"kitsattn demo": "Run it again."},
     )
@@ -99,8 +98,8 @@ def test_text_is_never_markup(tmp_path: Path, page: Page) -> None:
     """Names from files and headers cannot add elements to the page."""
     evil = '"><script>alert(1)</script>'
     table = Table(caption=evil, columns=(evil, evil), rows=((evil, evil),), summary=(evil, evil), notes=(evil,))
-    picture = Picture(page.pictures[0].path, evil, evil)
-    hostile = Page(evil, (evil,), (table,), (picture,), {evil: evil}, {evil: evil})
+    picture = Picture(PNG, evil, evil)
+    hostile = Page(evil, (evil,), (table, Gallery(evil, (picture,))), {evil: evil}, {evil: evil})
 
     text = render(tmp_path / "page.html", hostile)
 
@@ -113,3 +112,88 @@ def test_parts_that_are_empty_are_left_out(tmp_path: Path) -> None:
     elements = Elements(render(tmp_path / "page.html", Page("Nothing")))
 
     assert not {tag for tag, _ in elements.found} & {"h2", "table", "figure", "dl", "div"}
+
+
+def test_table_without_rows_is_its_notes(tmp_path: Path) -> None:
+    """Where nothing was found there is a sentence, not an empty table."""
+    elements = Elements(render(tmp_path / "page.html", Page("A page", parts=(Table("Findings", ("Case",), ()),))))
+
+    assert len(elements.all("h2")) == 1
+    assert elements.all("table") == []
+
+
+def test_numbers_are_aligned_to_the_right(tmp_path: Path) -> None:
+    """Heading and cells of such a column carry the class, those of other columns do not."""
+    table = Table("Sizes", ("Case", "Slices", "Remark"), (("a", "12", "odd"),), numbers=frozenset(["Slices"]))
+
+    elements = Elements(render(tmp_path / "page.html", Page("A page", parts=(table,))))
+
+    assert [th.get("class") for th in elements.all("th")] == [None, "number", None, None]
+    assert [td.get("class") for td in elements.all("td")] == ["number", None]
+
+
+def leaf(number: int) -> Leaf:
+    """Return a leaf of a page."""
+    return Leaf(f"case-{number}", f"Case {number}", Picture(PNG, "caption", f"Slices of {number}"), ("odd",))
+
+
+def test_leaves_lead_to_their_neighbours(tmp_path: Path) -> None:
+    """Each leaf has links to the one before, to the overview and to the next; the ends have no neighbour beyond."""
+    table = Table("Cases", ("Case",), ((Link("Case 2", "case-2"),),), anchor="cases")
+    leaves = Leaves("Previews", (leaf(1), leaf(2), leaf(3)), (900, 700), Link("all cases", "cases"))
+
+    elements = Elements(render(tmp_path / "page.html", Page("A page", parts=(table, leaves))))
+
+    assert [article["id"] for article in elements.all("article")] == ["case-1", "case-2", "case-3"]
+    assert [(a.get("rel"), a["href"]) for a in elements.all("a")] == [
+        (None, "#case-2"),  # in the table
+        (None, "#cases"),
+        ("next", "#case-2"),
+        ("prev", "#case-1"),
+        (None, "#cases"),
+        ("next", "#case-3"),
+        ("prev", "#case-2"),
+        (None, "#cases"),
+    ]
+    places = {attributes["id"] for _, attributes in elements.found if "id" in attributes}
+    assert {a["href"] for a in elements.all("a")} <= {f"#{place}" for place in places}
+
+
+def test_leaves_are_drawn_when_they_are_reached(tmp_path: Path) -> None:
+    """Pictures load late, with room kept for them, and the one script on the page is inside it."""
+    leaves = Leaves("Previews", (leaf(1), leaf(2)), (900, 700), Link("top", "part-1"))
+
+    elements = Elements(render(tmp_path / "page.html", Page("A page", parts=(leaves,))))
+
+    for image in elements.all("img"):
+        assert (image["loading"], image["decoding"], image["width"], image["height"]) == ("lazy", "async", "900", "700")
+    assert elements.all("script") == [{}]
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [(PNG, "png"), (b"RIFF\x00\x00\x00\x00WEBP", "webp"), (b"\xff\xd8\xff\xe0", "jpeg"), (b"<svg/>", "svg+xml")],
+    ids=["png", "webp", "jpeg", "svg"],
+)
+def test_pictures_say_their_format(tmp_path: Path, content: bytes, kind: str) -> None:
+    """A picture from memory or from a file stands in the page with its own media type."""
+    (tmp_path / "picture").write_bytes(content)
+    pictures = Gallery("Plots", (Picture(content, "a", "a"), Picture(tmp_path / "picture", "b", "b")))
+
+    elements = Elements(render(tmp_path / "page.html", Page("A page", parts=(pictures,))))
+
+    uri = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    assert [image["src"] for image in elements.all("img")] == [uri, uri]
+
+
+def test_picture_of_an_unknown_format_is_refused(tmp_path: Path) -> None:
+    """What a browser would not show is not put into a page."""
+    with pytest.raises(ValueError, match="neither PNG, WebP, JPEG nor SVG"):
+        write_page(tmp_path / "page.html", Page("A page", parts=(Gallery("Plots", (Picture(b"BM", "", ""),)),)))
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_that_are_no_utf8_do_not_stop_the_page(tmp_path: Path) -> None:
+    """Linux gives such file names with lone surrogates; they become question marks."""
+    assert "case_?" in render(tmp_path / "page.html", Page("case_\udcff"))

@@ -92,3 +92,14 @@ def test_slices_lie_in_any_volume_and_in_its_box(labels: np.ndarray, z_step: flo
     assert list(slices.axial) == sorted(set(slices.axial), reverse=True)
     assert all(slices.box[0].start <= z < slices.box[0].stop for z in slices.axial)
     assert slices.box[1].start <= slices.coronal < slices.box[1].stop
+
+
+def test_fewer_slices_are_those_that_tell_most() -> None:
+    """With room for two, they go through the tumour and the right kidney, not through the ends."""
+    labels = np.zeros((60, 40, 200), dtype=np.uint8)
+    labels[10:41, 20, 50:60] = 1
+    labels[20, 18:23, 50:60] = 1
+    labels[10:41, 20, 140:150] = 1
+    labels[33, 20, 140:144] = 2
+
+    assert choose_slices([labels], Geometry.axial(labels.shape, SPACING_MM), most=2).axial == (33, 20)
