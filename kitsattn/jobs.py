@@ -220,6 +220,11 @@ def _on_cluster(work: _Careful, cases: Sequence[Any], scheduler: str) -> Iterato
                 yield future.result()
             except KilledWorker:
                 yield _out_of_memory(case), []
+            except RuntimeError as error:
+                if not isinstance(error.__cause__, ImportError):
+                    raise
+                msg = f"the cluster at {scheduler} lacks something ({error.__cause__}): install the same kitsattn there"
+                raise KitsattnError(msg) from error
 
 
 def _out_of_memory(case: object) -> KitsattnError:

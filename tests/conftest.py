@@ -90,7 +90,7 @@ def prepared(kits_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pre
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[str]:
-    """A Dask cluster of two worker processes on loopback, as its users start one; yields the scheduler's address."""
+    """A Dask cluster of two worker processes on loopback, in another folder; yields the scheduler's address."""
     pytest.importorskip("distributed", reason="needs the extra cluster")
     address = tmp_path / "address"
     script = (
@@ -101,8 +101,10 @@ def cluster(tmp_path: Path) -> Iterator[str]:
         "        Path(sys.argv[1] + '.part').rename(sys.argv[1]); sys.stdin.read()\n"
     )
     (tmp_path / "cluster.py").write_text(script)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
     command = [sys.executable, str(tmp_path / "cluster.py"), str(address)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=tmp_path) as process:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=elsewhere) as process:
         while process.poll() is None and not address.exists():
             time.sleep(0.05)
         yield address.read_text()

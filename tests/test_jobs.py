@@ -1,5 +1,6 @@
 """Work over cases."""
 
+import importlib
 import logging
 import os
 import signal
@@ -181,6 +182,19 @@ def test_a_case_that_kills_every_worker_of_a_cluster_is_blamed(cluster: str) -> 
 
     assert (first, third) == (0, 2)
     assert str(second).startswith("1: its worker process was killed, most likely because memory ran out")
+
+
+def test_a_cluster_without_the_package_is_told_to_install_it(
+    cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers that cannot import the work are no traceback."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "strange_work.py").write_text("def work(value):\n    return value\n")
+    monkeypatch.syspath_prepend(tmp_path / "mine")
+    work = importlib.import_module("strange_work").work
+
+    with pytest.raises(KitsattnError, match=r"No module named 'strange_work'.*: install the same kitsattn there"):
+        try_cases(work, [0], scheduler=cluster)
 
 
 def test_a_scheduler_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

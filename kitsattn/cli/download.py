@@ -63,17 +63,16 @@ def kits19(
     Example: kitsattn download kits19 --cases 0-9
     """
     from kitsattn.datasets.download import (
-        CITATION,
         IMAGES_URL,
         LABELLED_CASES,
         LABELS_URL,
-        LICENCE,
         NAME,
         download_kits19,
         parse_cases,
     )
+    from kitsattn.datasets.kits import CITATIONS, LICENCE
 
-    say(f"KiTS19 is licensed under {LICENCE}; cite {CITATION}")
+    say(f"KiTS19 is licensed under {LICENCE}; cite {CITATIONS[NAME]}")
     numbers = LABELLED_CASES if cases is None else parse_cases(cases)
     following = "kitsattn preprocess" if folder is None else f"kitsattn preprocess {folder}"
     if folder is None:
@@ -101,7 +100,7 @@ def kits19(
                     for failure in result.failures
                 ],
                 "licence": LICENCE,
-                "citation": CITATION,
+                "citation": CITATIONS[NAME],
             }
         )
     else:

@@ -72,6 +72,9 @@ def preprocess(
         typer.Option(min=1, help="Worker processes. (default: as many as cores and memory allow)", show_default=False),
     ] = None,
     scheduler: SchedulerOption = None,
+    report: Annotated[
+        bool, typer.Option("--report", help="Write a page to look at: plots, findings, and a preview of every case.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume/--restart", help="Keep cases that are finished already.")] = True,
     workspace: WorkspaceOption = None,
     json: JsonOption = False,
@@ -86,12 +89,18 @@ def preprocess(
     from kitsattn.datasets.find import find_dataset
     from kitsattn.preprocess.run import preprocess_dataset
 
+    if report:
+        from kitsattn.preprocess.report import report_dataset
+
     places = Workspace.choose(workspace)
     if raw is None:
         raw = places.raw_dataset()
         say(f"data set: {raw}")
     dataset = find_dataset(raw, layout=layout)
     say(f"layout: {dataset.layout} ({len(dataset.cases)} cases in {dataset.folder})")
+    if verify and report:
+        msg = "--verify prepares nothing that --report could show: leave one of them out"
+        raise KitsattnError(msg)
     if verify:
         _verify(dataset, workers, scheduler, json=json)
         return
@@ -108,15 +117,22 @@ def preprocess(
             resume=resume,
             progress=progress,
         )
+        page = report_dataset(result, workers=workers, scheduler=scheduler, progress=progress) if report else None
     prepared = result.dataset
     if json:
         content = {"dataset": prepared.name, "folder": str(folder), "cases": list(prepared.cases), "kept": result.kept}
-        print_json({**content, "findings": _plain(result.findings)})
+        print_json({**content, "report": None if page is None else str(page), "findings": _plain(result.findings)})
     else:
-        if result.findings:
-            print_result(_table(result.findings))
+        serious = [finding for finding in result.findings if finding.severity != "note"]
+        if serious:
+            print_result(_table(serious))
         kept = f", {result.kept} of them before" if result.kept else ""
         print_result(f"{len(prepared.cases)} cases prepared{kept} in {folder}")
+        if page is not None:
+            print_result(f"report: {page}")
+        notes = len(result.findings) - len(serious)
+        if notes:
+            say(f"{notes} notes on these data: see preprocess.log there, --report or --verify")
         say("next: kitsattn train --fold 0")
     _refuse_wrong(result.findings, len(dataset.cases))
 

@@ -15,18 +15,13 @@ from filelock import FileLock, Timeout
 
 from kitsattn.datasets.dataset import DESCRIPTION_NAME
 from kitsattn.datasets.fetch import NotFetchedError, Patience, fetch_gzip
-from kitsattn.datasets.kits import IMAGE_NAME, LABELS_NAME
+from kitsattn.datasets.kits import CITATIONS, IMAGE_NAME, LABELS_NAME, LICENCE
 from kitsattn.errors import KitsattnError
 from kitsattn.files import read_json, unwritable, write_json
 from kitsattn.jobs import Progress, silent
 from kitsattn.labels import KITS19_LABELS
 
 NAME = "kits19"
-LICENCE = "CC BY-NC-SA 4.0"
-CITATION = (
-    'Heller et al., "The KiTS19 Challenge Data: 300 Kidney Tumor Cases with Clinical Context, CT Semantic '
-    'Segmentations, and Surgical Outcomes", arXiv:1904.00445'
-)
 IMAGES_URL = "https://huggingface.co/datasets/neheller/KiTS-Challenge-Imaging/resolve/main/images"
 # Not raw.githubusercontent.com: this address leads on to the content also where a file is kept in Git LFS.
 LABELS_URL = "https://github.com/neheller/kits19/raw/master/data"
@@ -209,7 +204,7 @@ def _sole_writer(folder: Path) -> Iterator[None]:
 
 
 def _describe(path: Path) -> None:
-    description = {"name": NAME, "labels": dict(KITS19_LABELS), "licence": LICENCE, "citation": CITATION}
+    description = {"name": NAME, "labels": dict(KITS19_LABELS), "licence": LICENCE, "citation": CITATIONS[NAME]}
     if not path.exists():
         write_json(path, description)
     elif read_json(path) != description:

@@ -31,7 +31,7 @@ _FIRST_OF_KITS23 = 400
 
 # The licences: data/LICENSE in the repository of KiTS19, https://kits-challenge.org/kits21/participate, and the README
 # of KiTS23 with https://kits-challenge.org. The citations are those that the repositories ask for.
-_LICENCE = "CC BY-NC-SA 4.0"
+LICENCE = "CC BY-NC-SA 4.0"
 _KITS19_CITATION = (
     "Heller et al., The state of the art in kidney and kidney tumor segmentation in contrast-enhanced CT imaging: "
     "Results of the KiTS19 challenge, Medical Image Analysis 67, 2021, arXiv:1912.01054; Heller et al., The KiTS19 "
@@ -41,7 +41,7 @@ _KITS21_CITATION = (
     "Heller et al., The KiTS21 Challenge: Automatic segmentation of kidneys, renal tumors, and renal cysts in "
     "corticomedullary-phase CT, 2023, arXiv:2307.01984"
 )
-_CITATIONS = {"kits19": _KITS19_CITATION, "kits21": _KITS21_CITATION, "kits23": _KITS21_CITATION}
+CITATIONS = {"kits19": _KITS19_CITATION, "kits21": _KITS21_CITATION, "kits23": _KITS21_CITATION}
 
 
 def find_cases_folder(folder: Path) -> Path | None:
@@ -99,8 +99,8 @@ def read_kits(folder: Path, challenge: str) -> Dataset:
         cases=cases,
         labels=description.labels or (KITS19_LABELS if challenge == "kits19" else KITS23_LABELS),
         synthetic=description.synthetic,
-        licence=description.licence or (_LICENCE if certain else UNKNOWN),
-        citation=description.citation or (_CITATIONS[challenge] if certain else UNKNOWN),
+        licence=description.licence or (LICENCE if certain else UNKNOWN),
+        citation=description.citation or (CITATIONS[challenge] if certain else UNKNOWN),
     )
 
 

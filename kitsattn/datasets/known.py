@@ -7,6 +7,9 @@ later: they matter for copies older than the correction, and for comparing with 
 import re
 from collections.abc import Mapping
 
+from kitsattn.datasets.dataset import Dataset
+from kitsattn.datasets.kits import CITATIONS
+
 _CHANGELOG = "changelog of KiTS19, https://github.com/neheller/kits19/blob/master/changelog.md"
 _README = "README of KiTS19, https://github.com/neheller/kits19"
 _ISSUE_6 = "KiTS19 issue 6, https://github.com/neheller/kits19/issues/6"
@@ -57,6 +60,15 @@ _REMARKS: Mapping[str, Mapping[int, tuple[str, ...]]] = {
         205: (f"Until March 2023 one of its tumours was annotated as a cyst too ({_ISSUE_58_OF_KITS21}).",),
     },
 }
+
+
+def is_of_challenge(dataset: Dataset) -> bool:
+    """Tell whether these are certainly a challenge's own cases, which alone the remarks are about.
+
+    Anybody's data may lie in KiTS's folders; the citation is the challenge's only where its marks were found, or where
+    `kitsattn download` said so.
+    """
+    return not dataset.synthetic and dataset.citation == CITATIONS.get(dataset.layout)
 
 
 def layout_remarks(layout: str) -> tuple[str, ...]:

@@ -80,6 +80,15 @@ class Plan:
             msg = f"patch_size must be {_PATCH_AT_LEAST} or more, got {self.patch_size}"
             raise ValueError(msg)
 
+    def __str__(self) -> str:
+        """Return the numbers as people read them."""
+        row_mm, column_mm = self.spacing_mm
+        low, high = self.clip_hu
+        return (
+            f"{row_mm:g} x {column_mm:g} mm, {low:g} to {high:g} HU, mean {self.mean_hu:.1f} HU, "
+            f"deviation {self.std_hu:.1f} HU, patches of {self.patch_size[0]} x {self.patch_size[1]}"
+        )
+
     @property
     def air(self) -> float:
         """Prepared value of air: what patches that reach beyond a slice are filled with."""

@@ -2,19 +2,84 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 
+from kitsattn import __version__
+from kitsattn.errors import KitsattnError
 from kitsattn.figures.overlay import COMPACT_SIZE
 from kitsattn.figures.page import Gallery, Leaf, Leaves, Link, Page, Picture, Table, write_page
 from kitsattn.figures.plots import plot_intensities, plot_sizes, plot_spacing, plot_volumes
+from kitsattn.jobs import Progress, available_cores, silent, try_cases
 from kitsattn.notices import RESEARCH_NOTICE
 from kitsattn.preprocess.fingerprint import Fingerprint
 from kitsattn.preprocess.plan import Plan
+from kitsattn.preprocess.preview import write_preview
+from kitsattn.preprocess.run import Preprocessed
+from kitsattn.preprocess.store import PreparedDataset
 from kitsattn.preprocess.verify import Finding
+
+REPORT_FILE = "report.html"
+PREVIEWS_FOLDER = "previews"
 
 _SYNTHETIC_NOTICE = "SYNTHETIC: phantoms, not patients."
 _CASES = "cases"
+
+
+def report_dataset(
+    result: Preprocessed, *, workers: int | None = None, scheduler: str | None = None, progress: Progress = silent
+) -> Path:
+    """Draw a preview of every case of a prepared data set, and write the page for quality control beside its plan.
+
+    Previews that are newer than their case are kept.
+
+    Args:
+        result: What preprocessing returned.
+        workers: Number of processes; None takes one a core.
+        scheduler: Address of a Dask scheduler whose workers draw instead.
+        progress: Called after each preview.
+
+    Returns:
+        The page.
+
+    Raises:
+        KitsattnError: If a prepared case is damaged, or a file cannot be written.
+    """
+    dataset = replace(result.dataset, folder=result.dataset.folder.absolute())
+    drawn = try_cases(
+        partial(_draw_preview, dataset),
+        dataset.cases,
+        workers=workers or available_cores(),
+        scheduler=scheduler,
+        label="previews",
+        progress=progress,
+    )
+    previews = {}
+    for case_id, preview in zip(dataset.cases, drawn, strict=True):
+        if isinstance(preview, KitsattnError):
+            raise preview
+        previews[case_id] = preview
+    path = result.dataset.folder / REPORT_FILE
+    write_report(
+        path,
+        title=f"{dataset.name}: prepared cases",
+        plan=dataset.plan,
+        fingerprints=result.fingerprints,
+        findings=result.findings,
+        previews=previews,
+        synthetic=dataset.synthetic,
+        provenance={
+            "data set": dataset.name,
+            "licence": dataset.licence,
+            "citation": dataset.citation,
+            "folder": str(dataset.folder),
+            "version": f"kitsattn {__version__}",
+        },
+        next_steps={"kitsattn train --fold 0": "Train the first of five folds on these cases."},
+    )
+    return path
 
 
 def write_report(
@@ -69,6 +134,15 @@ def write_report(
         parts.append(Leaves("Previews", leaves, COMPACT_SIZE, Link("all cases", _CASES)))
     warnings = (_SYNTHETIC_NOTICE, RESEARCH_NOTICE) if synthetic else (RESEARCH_NOTICE,)
     write_page(path, Page(title, warnings, tuple(parts), provenance or {}, next_steps or {}))
+
+
+def _draw_preview(dataset: PreparedDataset, case_id: str) -> Path:
+    case = dataset.open_case(case_id)
+    path = dataset.folder / PREVIEWS_FOLDER / f"{case_id}.webp"
+    if not path.is_file() or path.stat().st_mtime_ns < case.file.stat().st_mtime_ns:
+        with case.opened() as (hu, labels):
+            write_preview(path, hu, labels, spacing_mm=case.spacing_mm, case_id=case_id)
+    return path
 
 
 def _summary_table(fingerprints: Sequence[Fingerprint], findings: Sequence[Finding]) -> Table:

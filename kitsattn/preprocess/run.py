@@ -15,6 +15,7 @@ from typing import TypeVar, get_args
 
 from kitsattn.config import from_json, to_json
 from kitsattn.datasets.dataset import CaseFiles, Dataset
+from kitsattn.datasets.known import is_of_challenge, known_remarks, layout_remarks
 from kitsattn.errors import KitsattnError
 from kitsattn.files import read_json, sha256, write_json
 from kitsattn.jobs import Progress, available_cores, silent, try_cases, workers_that_fit
@@ -128,7 +129,7 @@ def preprocess_dataset(
         msg = f"the in-plane spacing must be a finite number of mm above 0, got {spacing_mm}"
         raise KitsattnError(msg)
     plan = None if plan_file is None else read_plan(plan_file, spacing_mm=spacing_mm)
-    cases, headers, findings = _read_headers(dataset, progress)
+    cases, headers, findings = _read_headers(dataset, scheduler, progress)
     square = None if spacing_mm is None else (spacing_mm, spacing_mm)
     spacing = square or median_spacing([header.spacing_mm for header in headers])
     crew = _Crew(workers or _default_workers(headers), scheduler, progress)
@@ -151,7 +152,7 @@ def preprocess_dataset(
     plan = plan or plan_dataset(fingerprints, spacing_mm=spacing, window=window)
     _write_plan(folder / PLAN_FILE, plan)
     _write_fingerprints(folder / FINGERPRINT_FILE, fingerprints)
-    _log.info("plan: %s", to_json(plan))
+    _log.info("plan: %s", plan)
     prepared = PreparedDataset(
         folder=folder,
         name=dataset.name,
@@ -185,14 +186,16 @@ def verify_dataset(
     Raises:
         KitsattnError: If no case has a label map.
     """
-    cases, headers, findings = _read_headers(dataset, progress)
+    cases, headers, findings = _read_headers(dataset, scheduler, progress)
     crew = _Crew(workers or _default_workers(headers), scheduler, progress)
     looks, errors = _sort(crew.run(partial(_look, classes=dataset.labels), cases, "verify"), cases)
     findings += errors + [finding for _, _, found in looks for finding in found]
     return _in_order(findings + find_twins((case_id, checksum) for case_id, checksum, _ in looks))
 
 
-def _read_headers(dataset: Dataset, progress: Progress) -> tuple[list[CaseFiles], list[CaseHeader], list[Finding]]:
+def _read_headers(
+    dataset: Dataset, scheduler: str | None, progress: Progress
+) -> tuple[list[CaseFiles], list[CaseHeader], list[Finding]]:
     """Return the labelled cases whose headers are in order, these headers, and what was found."""
     # Processes that run already, on a cluster above all, lie in folders of their own: they need absolute paths.
     labelled = [
@@ -208,7 +211,13 @@ def _read_headers(dataset: Dataset, progress: Progress) -> tuple[list[CaseFiles]
     if unlabelled:
         text = f"{unlabelled} of {len(dataset.cases)} cases have no label map and are left out"
         findings.append(Finding(None, "note", text))
-    results = try_cases(read_header, labelled, label="headers", progress=progress)
+    if is_of_challenge(dataset):
+        findings += [Finding(None, "note", remark) for remark in layout_remarks(dataset.layout)]
+        for case in labelled:
+            remarks = known_remarks(dataset.layout, case.case_id)
+            findings += [Finding(case.case_id, "note", f"{case.case_id}: {remark}") for remark in remarks]
+    # On a cluster this shows, before anything is changed, whether it answers and sees the files.
+    results = try_cases(read_header, labelled, scheduler=scheduler, label="headers", progress=progress)
     headers, errors = _sort(results, labelled)
     if not headers:
         raise KitsattnError(errors[0].text)

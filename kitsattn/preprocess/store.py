@@ -116,6 +116,11 @@ class StoredCase:
         return self.record.case_id
 
     @property
+    def file(self) -> Path:
+        """The JSON that marks it as finished."""
+        return _case_file(self.folder, self.case_id)
+
+    @property
     def shape(self) -> Shape:
         """Shape of image and labels, (z, height, width)."""
         return self.record.placement.scan_shape[0], *self.record.placement.prepared_shape
@@ -135,6 +140,18 @@ class StoredCase:
         with _opened(_image_file(self.folder, self.case_id)) as image:
             hu = np.stack([image[int(index)] for index in wanted]).astype(np.float32)
         return normalise(hu, self.mean_hu, self.std_hu)[order]
+
+    @contextmanager
+    def opened(self) -> Iterator[tuple[Any, Any]]:
+        """Open the image in HU, int16, and the labels, uint8, both (z, height, width).
+
+        They are stored arrays: indexing one reads and unpacks what is asked for.
+        """
+        with (
+            _opened(_image_file(self.folder, self.case_id)) as image,
+            _opened(_labels_file(self.folder, self.case_id)) as labels,
+        ):
+            yield image, labels
 
     def read_labels(self, index: int) -> NDArray[np.uint8]:
         """Read one slice of the label map, (height, width)."""

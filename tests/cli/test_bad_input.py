@@ -208,6 +208,20 @@ def test_a_bad_label_map_is_left_out(command: Command, prepared_case: Path, bad:
     assert bad.mend in reason
 
 
+def test_verifying_has_nothing_to_report(refused: Refused, prepared_case: Path) -> None:
+    """The page shows prepared cases, and --verify prepares none."""
+    words = ["preprocess", prepared_case, "--verify", "--report"]
+    assert refused(*words, names="--report", mend="leave one of them out") == []
+
+
+def test_an_absent_cluster_is_named(refused: Refused, prepared_case: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody listens on port 1."""
+    pytest.importorskip("distributed", reason="needs the extra cluster")
+    monkeypatch.setattr("kitsattn.jobs._ANSWER_SECONDS", 1)
+    words = ["preprocess", prepared_case, "--scheduler", "tcp://127.0.0.1:1"]
+    refused(*words, names="tcp://127.0.0.1:1", mend="start one with `dask scheduler`, or mend the address")
+
+
 def test_a_bad_case_in_a_worker_is_told_too(command: Command, prepared_case: Path) -> None:
     """What another process found wrong is told as if this one had found it."""
     scan = prepared_case / "case_00001" / "imaging.nii.gz"

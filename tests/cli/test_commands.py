@@ -152,6 +152,7 @@ def test_json_is_all_that_is_on_stdout(command: Command, home: Path, checkpoint:
         "folder": folder,
         "cases": cases,
         "kept": 6,
+        "report": None,
         "findings": [],
     }
     assert (found["predict"]["input"], found["predict"]["output"]) == (str(scan), "out.nii.gz")
@@ -219,6 +220,68 @@ def test_runs_leave_a_log_in_their_folder(home: Path) -> None:
         assert "command: kitsattn" in lines[0]
         assert all(line[:4].isdecimal() and line[4] == "-" for line in lines)
         assert any(done in line for line in lines)
+
+
+def test_verifying_prepares_nothing(command: Command, kits_folder: Path) -> None:
+    """`preprocess --verify` reads all cases and tells what it found; the workspace stays as it was."""
+    result = command("preprocess", kits_folder, "--verify", "--workers", "1")
+    assert (result.exit_code, result.stdout) == (0, "6 cases read, none with errors\n")
+    told = json.loads(command("preprocess", kits_folder, "--verify", "--workers", "1", "--json").stdout)
+    assert told == {"dataset": "painted", "cases": 6, "findings": []}
+    assert not Path("kitsattn-workspace").exists()
+
+
+def test_findings_are_a_table(command: Command, kits_folder: Path) -> None:
+    """What is wrong or odd is told by severity and case, and an error makes the exit code 1."""
+    shutil.copytree(kits_folder, "raw")
+    Path("raw/case_00001/segmentation.nii.gz").write_bytes(b"broken")
+    shutil.copy("raw/case_00002/imaging.nii.gz", "raw/case_00003/imaging.nii.gz")
+    shutil.copy("raw/case_00002/segmentation.nii.gz", "raw/case_00003/segmentation.nii.gz")
+    for words in (["--verify"], []):
+        result = command("preprocess", "raw", "--workers", "1", *words)
+        assert result.exit_code == 1
+        rows = [line.split("│")[1:3] for line in result.stdout.splitlines() if line.startswith("│")]
+        assert [[cell.strip() for cell in row] for row in rows if row[0].strip()] == [
+            ["error", "case_00001"],
+            ["warning", "case_00003"],
+        ]
+        assert "error: 1 of 6 cases cannot be used" in result.stderr
+
+
+def test_notes_are_told_when_asked_for(command: Command, kits_folder: Path) -> None:
+    """What is known to be so does not fill the screen of every run: it is counted, logged, and told by --verify."""
+    shutil.copytree(kits_folder, "raw")
+    Path("raw/case_00001/segmentation.nii.gz").unlink()
+    note = "1 of 6 cases have no label map and are left out"
+    usual = command("preprocess", "raw", "--workers", "1")
+    assert note not in usual.output
+    assert "1 notes on these data: see preprocess.log there, --report or --verify" in usual.stderr
+    assert note in Path("kitsattn-workspace/preprocessed/painted/preprocess.log").read_text(encoding="utf-8")
+    assert note in command("preprocess", "raw", "--workers", "1", "--verify").stdout
+
+
+def test_report_is_written_on_request(command: Command, kits_folder: Path) -> None:
+    """`preprocess --report` names its page, in text and JSON."""
+    page = Path("kitsattn-workspace/preprocessed/painted/report.html")
+    assert f"report: {page}\n" in command("preprocess", kits_folder, "--workers", "1", "--report").stdout
+    assert page.is_file()
+    told = json.loads(command("preprocess", kits_folder, "--workers", "1", "--report", "--json").stdout)
+    assert (told["report"], told["kept"]) == (str(page), 6)
+
+
+def test_window_of_nnunet_is_chosen(command: Command, kits_folder: Path) -> None:
+    """`preprocess --window nnunet` clips to the percentiles of the foreground, which are no round numbers here."""
+    result = command("preprocess", kits_folder, "--workers", "1", "--window", "nnunet", "--json")
+    assert result.exit_code == 0
+    low, high = json.loads(Path("kitsattn-workspace/preprocessed/painted/plan.json").read_text())["clip_hu"]
+    assert 40 < low < 110 < high < 230
+
+
+def test_cases_are_prepared_by_a_cluster(command: Command, kits_folder: Path, cluster: str) -> None:
+    """`preprocess --scheduler` hands the cases to Dask workers."""
+    result = command("preprocess", kits_folder, "--scheduler", cluster)
+    assert result.exit_code == 0
+    assert result.stdout == "6 cases prepared in kitsattn-workspace/preprocessed/painted\n"
 
 
 def test_prepared_cases_are_kept_unless_told(command: Command, kits_folder: Path) -> None:

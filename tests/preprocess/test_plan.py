@@ -194,6 +194,12 @@ def test_impossible_plans_are_refused(tmp_path: Path, change: dict[str, object],
         read_plan(tmp_path / "plan.json")
 
 
+def test_plan_is_told_in_a_line() -> None:
+    """What people read while they wait."""
+    told = "0.8 x 0.7 mm, -300 to 300 HU, mean 100.0 HU, deviation 80.0 HU, patches of 320 x 512"
+    assert str(PLAN) == told
+
+
 def test_air_is_the_prepared_value_of_air() -> None:
     """-300 HU, minus 100, over 80."""
     assert PLAN.air == -5

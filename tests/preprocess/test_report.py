@@ -4,10 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from kitsattn.datasets.find import find_dataset
+from kitsattn.errors import KitsattnError
 from kitsattn.notices import RESEARCH_NOTICE
 from kitsattn.preprocess.fingerprint import Fingerprint, Foreground
 from kitsattn.preprocess.plan import Plan
-from kitsattn.preprocess.report import write_report
+from kitsattn.preprocess.report import report_dataset, write_report
+from kitsattn.preprocess.run import preprocess_dataset
 from kitsattn.preprocess.verify import Finding
 
 WEBP = b"RIFF\x00\x00\x00\x00WEBP and so on"
@@ -237,3 +240,31 @@ def test_210_cases_make_a_page_that_can_be_opened(tmp_path: Path) -> None:
     assert (tmp_path / "report.html").stat().st_size < 25e6
     lazy = [image for image in report.all("img") if image.get("loading") == "lazy"]
     assert len(lazy) == 210
+
+
+def test_prepared_data_set_is_reported_with_a_preview_of_every_case(kits_folder: Path, tmp_path: Path) -> None:
+    """The page lies beside the plan; previews are drawn once, and again only where a case is newer."""
+    result = preprocess_dataset(find_dataset(kits_folder), tmp_path / "out", workers=1)
+
+    path = report_dataset(result, workers=1)
+
+    report = Report(path)
+    assert path == tmp_path / "out" / "report.html"
+    assert report.row("case_00003")[:2] == ["14", "64 x 72"]
+    assert len([image for image in report.all("img") if (image["src"] or "").startswith("data:image/webp")]) == 6
+    assert "SYNTHETIC" in report.text
+    drawn = {preview.name: preview.stat().st_mtime_ns for preview in (tmp_path / "out" / "previews").iterdir()}
+    assert sorted(drawn) == [f"case_0000{number}.webp" for number in range(6)]
+    (tmp_path / "out" / "cases" / "case_00002.json").touch()
+    report_dataset(result, workers=2)
+    again = {preview.name: preview.stat().st_mtime_ns for preview in (tmp_path / "out" / "previews").iterdir()}
+    assert [name for name in drawn if again[name] != drawn[name]] == ["case_00002.webp"]
+
+
+def test_damaged_case_is_named_rather_than_drawn(kits_folder: Path, tmp_path: Path) -> None:
+    """A prepared case that cannot be read stops the report with the file and its mend."""
+    result = preprocess_dataset(find_dataset(kits_folder), tmp_path / "out", workers=1)
+    (tmp_path / "out" / "cases" / "case_00004.b2nd").write_bytes(b"broken")
+
+    with pytest.raises(KitsattnError, match=r"case_00004\.b2nd is missing or damaged: .*--restart"):
+        report_dataset(result, workers=1)

@@ -302,6 +302,22 @@ def test_cases_without_labels_are_left_out_and_counted(tmp_path: Path, raw: Path
         preprocess(raw, tmp_path / "out")
 
 
+def test_what_is_known_of_the_challenges_cases_is_noted(tmp_path: Path, write_case: WriteCase) -> None:
+    """KiTS19's own cases carry what others found of them; anybody's data in its layout, and phantoms, do not."""
+    for name in ("kits19", "mine"):
+        write_case(tmp_path / name, "case_00160")
+
+    notes = {name: verify_dataset(find_dataset(tmp_path / name), workers=1) for name in ("kits19", "mine")}
+
+    assert [finding.case_id for finding in notes["kits19"]] == [None, "case_00160"]
+    assert {finding.severity for finding in notes["kits19"]} == {"note"}
+    assert "slice axis first" in notes["kits19"][0].text
+    assert "case_00160: Its slices have 512 x 796 voxels" in notes["kits19"][1].text
+    assert notes["mine"] == ()
+    (tmp_path / "kits19" / "kitsattn-dataset.json").write_text('{"synthetic": true}')
+    assert verify_dataset(find_dataset(tmp_path / "kits19"), workers=1) == ()
+
+
 def test_a_plan_edited_by_hand_is_kept_and_its_use_told(
     tmp_path: Path, raw: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
