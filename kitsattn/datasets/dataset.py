@@ -20,6 +20,8 @@ SCAN_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 
 _NAMED_AT_MOST = 3
 _FILE_NAME = re.compile(r"(?![. ])[^<>:\"/\\|?*\x00-\x1f]*[^<>:\"/\\|?*\x00-\x1f. ]")
+_PREPARED = (".labels", ".locations", ".fingerprint")
+"""Endings of a case's prepared files: a case of such a name would be written into those of another."""
 _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
@@ -141,7 +143,8 @@ def check_case_ids(cases: Iterable[CaseFiles]) -> None:
     """
     seen: dict[str, CaseFiles] = {}
     for case in cases:
-        if _FILE_NAME.fullmatch(case.case_id) is None or _DEVICE.fullmatch(case.case_id) is not None:
+        unfit = _FILE_NAME.fullmatch(case.case_id) is None or _DEVICE.fullmatch(case.case_id) is not None
+        if unfit or case.case_id.lower().endswith(_PREPARED):
             msg = f"{case.image}: its case would be called {case.case_id!r}, which cannot name files: rename it"
             raise KitsattnError(msg)
         key = unicodedata.normalize("NFC", case.case_id).casefold()
