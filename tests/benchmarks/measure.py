@@ -37,6 +37,11 @@ class Cost:
     peak_pss_mib: float | None = None
     peak_rss_mib: float | None = None
 
+    @property
+    def peak_mib(self) -> float | None:
+        """The peak of all processes together: a sampled one may have missed that of the largest."""
+        return max((peak for peak in (self.peak_pss_mib, self.peak_rss_mib) if peak is not None), default=None)
+
 
 def cost_of_call(work: Callable[[], Result]) -> tuple[Result, Cost]:
     """Call a function in this process and return its result and cost, without memory."""

@@ -1,9 +1,9 @@
 """nnU-Net's steps of preparing one case, each timed on its own; run by the peer's interpreter, not by hand.
 
-python peer_nnunet.py DATASET_ID IMAGE.npy OUT.json
+python peer_nnunet.py DATASET_ID IMAGE.npy RESAMPLED.npy OUT.json
 
 The dataset must be planned. IMAGE.npy is the float32 array, (z, y, x), that "resample image" works on, the same that
-kitsattn is given; the other steps read the dataset's only case themselves.
+kitsattn is given; RESAMPLED.npy is what kitsattn made of it, to compare. The other steps read the dataset's only case.
 """
 
 import json
@@ -28,7 +28,7 @@ from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets  
 
 def main() -> None:
     """Do what `DefaultPreprocessor.run_case` does, in its order, and write what each step cost."""
-    dataset, image_file, out = int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
+    dataset, (image_file, resampled_file, out) = int(sys.argv[1]), map(Path, sys.argv[2:])
     name = maybe_convert_to_dataset_name(dataset)
     folder = Path(nnUNet_preprocessed) / name
     description = json.loads((folder / "dataset.json").read_text())
@@ -55,8 +55,15 @@ def main() -> None:
     labels, costs["resample labels"] = cost_of_call(lambda: settings.resampling_fn_seg(labels, shape, spacing, target))
     values = plans.get_label_manager(description).foreground_labels
     _, costs["foreground locations"] = cost_of_call(lambda: worker._sample_foreground_locations(labels, values))
-    steps = {step: asdict(cost) for step, cost in costs.items()}
-    out.write_text(json.dumps({"steps": steps, "resampled": resampled.shape[1:], "blas": blas()}))
+    difference = np.abs(resampled[0] - np.load(resampled_file))
+    answer = {
+        "steps": {step: asdict(cost) for step, cost in costs.items()},
+        "resampled_shape": difference.shape,
+        "difference_hu_max": float(difference.max()),
+        "difference_hu_mean": float(difference.mean()),
+        "blas": blas(),
+    }
+    out.write_text(json.dumps(answer))
 
 
 if __name__ == "__main__":

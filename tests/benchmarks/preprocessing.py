@@ -117,8 +117,8 @@ def enlarge(source: Path, case: str, target: Path, slices: int) -> None:
         write_nifti(target / case / name, Volume(array, geometry), axes="IPL")
 
 
-def resample(image_file: Path, raw: Path) -> tuple[Cost, Cost, list[str]]:
-    """Resample scan and labels, whole slices in blocks; return both costs and the BLAS in use."""
+def resample(image_file: Path, raw: Path, resampled_file: Path) -> tuple[Cost, Cost, list[str]]:
+    """Resample scan and labels, whole slices in blocks, and save the scan; return both costs and the BLAS in use."""
     import numpy as np
 
     from kitsattn.preprocess.resample import resample_labels, resample_scan, resampled_shape
@@ -129,13 +129,15 @@ def resample(image_file: Path, raw: Path) -> tuple[Cost, Cost, list[str]]:
     _, row_mm, column_mm = labels.geometry.spacing_mm
     height, width = resampled_shape(image.shape[1:], (row_mm, column_mm), (SPACING_MM, SPACING_MM))
 
-    def in_blocks(work: Callable[..., Any], volume: Any, into: Any) -> None:
+    def in_blocks(work: Callable[..., Any], volume: Any) -> Any:
+        resampled = np.empty((len(volume), height, width), volume.dtype)
         for start in range(0, len(volume), _BLOCK):
-            into[start : start + _BLOCK] = work(volume[start : start + _BLOCK], (height, width))
+            resampled[start : start + _BLOCK] = work(volume[start : start + _BLOCK], (height, width))
+        return resampled
 
-    shape = (len(image), height, width)
-    _, image_cost = cost_of_call(lambda: in_blocks(resample_scan, image, np.empty(shape, np.float32)))
-    _, labels_cost = cost_of_call(lambda: in_blocks(resample_labels, labels.array, np.empty(shape, np.uint8)))
+    resampled, image_cost = cost_of_call(lambda: in_blocks(resample_scan, image))
+    _, labels_cost = cost_of_call(lambda: in_blocks(resample_labels, labels.array))
+    np.save(resampled_file, resampled)
     return image_cost, labels_cost, blas()
 
 
@@ -190,10 +192,10 @@ class Peer:
             "plan": self.command("plan_experiment", "-overwrite_target_spacing", fine, fine, coarse),
         }
 
-    def steps(self, image_file: Path) -> dict[str, Any]:
-        """Time its steps inside one process."""
+    def steps(self, image_file: Path, resampled_file: Path) -> dict[str, Any]:
+        """Time its steps inside one process, and compare its resampled scan with kitsattn's."""
         driver, out = Path(__file__).with_name("peer_nnunet.py"), self.scratch / "steps.json"
-        command = [str(self.python), str(driver), str(_DATASET), str(image_file), str(out)]
+        command = [str(self.python), str(driver), str(_DATASET), str(image_file), str(resampled_file), str(out)]
         cost_of_command(command, self.scratch / "steps.log", self.environment)
         answer: dict[str, Any] = json.loads(out.read_text())
         return answer
@@ -210,7 +212,7 @@ def folder_bytes(folder: Path, pattern: str) -> int:
 
 def show(own: Mapping[str, Cost], peer: Mapping[str, Cost]) -> None:
     """Print one row a measurement: both sides, and nnU-Net's over kitsattn's."""
-    side = f"{'wall s':>9}{'CPU s':>8}{'others':>8}{'peak MiB':>10}{'largest':>9}"
+    side = f"{'wall s':>9}{'CPU s':>8}{'others':>8}{'peak MiB':>10}{'process':>9}"
     print(f"\n{'':<27}{'kitsattn':>44} |{'nnU-Net':>44} |{'nnU-Net / kitsattn':>24}")
     print(f"{'':<27}{side} |{side} |{'wall':>8}{'CPU':>8}{'peak':>8}")
     for name in [*own, *(name for name in peer if name not in own)]:
@@ -227,7 +229,7 @@ def _cells(cost: Cost | None) -> str:
 
 
 def _ratios(own: Cost, peer: Cost) -> str:
-    memory = f"{peer.peak_pss_mib / own.peak_pss_mib:>8.1f}" if own.peak_pss_mib and peer.peak_pss_mib else ""
+    memory = f"{peer.peak_mib / own.peak_mib:>8.1f}" if own.peak_mib and peer.peak_mib else ""
     return f"{peer.wall_s / own.wall_s:>8.1f}{peer.cpu_s / own.cpu_s:>8.1f}{memory}"
 
 
@@ -237,14 +239,14 @@ def show_goals(own: Mapping[str, Cost], peer: Mapping[str, Cost], bytes_share: f
     for name, part in (("one case", 15), ("resample image", 25)):
         if name in peer:
             print(f"{f'{name}, wall: 1/{part} of nnU-Net':<44}{f'1/{peer[name].wall_s / own[name].wall_s:.1f}':>8}")
-    for name, most in (("one case", 900), ("largest", 2000)):
-        print(f"{f'{name}, peak: {most} MB':<44}{(own[name].peak_pss_mib or 0) * 2**20 / 1e6:>8.0f}")
+    for name, most in (("one case", 900), ("largest shape", 2000)):
+        print(f"{f'{name}, peak: {most} MB':<44}{(own[name].peak_mib or 0) * 2**20 / 1e6:>8.0f}")
     print(f"{'bytes on disk: 0.9 of imaging.nii.gz':<44}{bytes_share:>8.2f}")
 
 
 def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """Make the scans, measure both sides in turn, print the table and return all of it."""
-    raw, image_file = scratch / "raw", scratch / "image.npy"
+    raw, image_file, resampled_file = scratch / "raw", scratch / "image.npy", scratch / "resampled.npy"
     case = apart(paint, arguments.labels, raw, image_file, 16 if arguments.quick else None)
     print(
         f"{case['case']}: {case['shape']} of {case['spacing_mm']} mm, {case['raw_bytes'] / 1e6:.1f} MB; the body fills"
@@ -261,17 +263,17 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     for turn in range(max(arguments.repeats, arguments.peer_repeats if peer else 0)):
         if turn < arguments.repeats:
             runs.setdefault("one case", []).append(preprocess(raw, scratch))
-            image_cost, labels_cost, kernels = apart(resample, image_file, raw / case["case"])
+            image_cost, labels_cost, kernels = apart(resample, image_file, raw / case["case"], resampled_file)
             runs.setdefault("resample image", []).append(image_cost)
             runs.setdefault("resample labels", []).append(labels_cost)
         if peer and turn < arguments.peer_repeats:
             peer_runs.setdefault("one case", []).append(peer.command("preprocess", "-c", "2d", "-np", "1"))
-            peer_answer = peer.steps(image_file)
+            peer_answer = peer.steps(image_file, resampled_file)
             for step, cost in peer_answer["steps"].items():
                 peer_runs.setdefault(step, []).append(Cost(**cost))
     own_share = folder_bytes(scratch / "workspace", "cases/*") / case["raw_bytes"]
     apart(enlarge, raw, case["case"], scratch / "largest", 32 if arguments.quick else LARGEST_SLICES)
-    runs["largest"] = [preprocess(scratch / "largest", scratch)]
+    runs["largest shape"] = [preprocess(scratch / "largest", scratch)]
 
     own = {name: median_cost(costs) for name, costs in runs.items()}
     other = {name: median_cost(costs) for name, costs in peer_runs.items()}
@@ -283,9 +285,9 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     context: dict[str, Any] = {"machine": machine(), "blas": kernels, "peer_blas": peer_answer.get("blas", [])}
     if peer:
         context["peer_bytes_share"] = peer.bytes_written() / case["raw_bytes"]
-        context["peer_resampled_shape"] = peer_answer["resampled"]
+        context |= {key: peer_answer[key] for key in ("resampled_shape", "difference_hu_max", "difference_hu_mean")}
     print(f"\nmedian of {arguments.repeats} runs, nnU-Net {arguments.peer_repeats}; others: cores in use elsewhere")
-    print("peak: of all processes, shared pages once (PSS), sampled; largest: ru_maxrss of the largest process")
+    print("peak: of all processes, shared pages once (PSS), sampled; process: ru_maxrss of the largest of them")
     for name, value in context.items():
         print(f"{name}: {value}")
     if not peer:
