@@ -286,7 +286,8 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     if peer:
         context["peer_bytes_share"] = peer.bytes_written() / case["raw_bytes"]
         context |= {key: peer_answer[key] for key in ("resampled_shape", "difference_hu_max", "difference_hu_mean")}
-    print(f"\nmedian of {arguments.repeats} runs, nnU-Net {arguments.peer_repeats}; others: cores in use elsewhere")
+    turns = f"{arguments.repeats} runs" + (f", of nnU-Net {arguments.peer_repeats}" if peer else "")
+    print(f"\nmedian of {turns}; others: cores in use elsewhere")
     print("peak: of all processes, shared pages once (PSS), sampled; process: ru_maxrss of the largest of them")
     for name, value in context.items():
         print(f"{name}: {value}")
