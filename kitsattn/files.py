@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -56,8 +57,46 @@ def rename_durably(finished: Path, path: Path) -> None:
     """Rename a finished file of the same folder to `path`, so that a power cut leaves one of the two, whole."""
     _fsync(finished)
     finished.replace(path)
-    if os.name == "posix":  # elsewhere a folder cannot be opened
+    _fsync_folder(path.parent)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary folder beside `path`; on success its files are fsynced, and it takes the place of `path`.
+
+    If the block raises, the temporary folder is removed and an existing `path` is left as it was.
+
+    Args:
+        path: The final path. The folder around it is made if it is missing.
+
+    Yields:
+        The folder to write files into.
+
+    Raises:
+        KitsattnError: If it cannot be written.
+    """
+    token = uuid.uuid4().hex[:8]
+    temporary, replaced = (path.with_name(f".{token}.part.{kind}.{path.name}") for kind in ("new", "old"))
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for file in temporary.iterdir():
+            _fsync(file)
+        _fsync_folder(temporary)
+        if path.exists():
+            path.rename(replaced)
+        try:
+            temporary.rename(path)
+        except OSError:
+            if replaced.exists():
+                replaced.rename(path)
+            raise
         _fsync_folder(path.parent)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        for remains in (temporary, replaced):
+            shutil.rmtree(remains, ignore_errors=True)
 
 
 def refuse_existing(path: Path) -> None:
@@ -139,6 +178,8 @@ def _fsync(path: Path) -> None:
 
 
 def _fsync_folder(folder: Path) -> None:
+    if os.name != "posix":  # elsewhere a folder cannot be opened
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):  # some network file systems refuse it; the file itself is whole

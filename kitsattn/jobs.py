@@ -8,8 +8,8 @@ import logging
 import os
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from logging.handlers import QueueHandler
 from pathlib import Path
@@ -25,6 +25,8 @@ _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.lim
 _CGROUP_USES = ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory/memory.usage_in_bytes")
 _ANSWER_SECONDS = 30
 """How long a Dask scheduler may take to answer."""
+
+_MORE_MEMORY = "close other programs, lower --workers, or use a machine with more memory"
 
 _log = logging.getLogger(__name__)
 
@@ -93,9 +95,8 @@ def run_cases(
         KitsattnError: What `work` raised, or that a worker process was killed.
     """
     results = []
-    stream = _on_this_machine(_Careful(work), cases, workers)
-    for result in _told(stream, len(cases), label, progress):
-        if isinstance(result, KitsattnError):
+    for result in _told(_on_this_machine(work, cases, workers), len(cases), label, progress):
+        if isinstance(result, Exception):
             raise result
         results.append(result)
     return results
@@ -106,6 +107,7 @@ def try_cases(
     cases: Sequence[Item],
     *,
     workers: int = 1,
+    apart: bool = False,
     scheduler: str | None = None,
     label: str = "cases",
     progress: Progress = silent,
@@ -119,6 +121,7 @@ def try_cases(
         work: A function of one case; with more than one worker or a scheduler it must be picklable.
         cases: What to run it on; `str` of a case is its name in messages.
         workers: Number of processes on this machine; 1 runs in this one.
+        apart: Whether a single worker is a process of its own, too: this one then survives it.
         scheduler: Address of a Dask scheduler, such as `tcp://host:8786`, whose workers run the cases instead.
         label: What the progress is called.
         progress: Called after each finished case.
@@ -127,11 +130,21 @@ def try_cases(
         For each case, in their order, its result, or the error it failed with.
 
     Raises:
-        KitsattnError: If the scheduler does not answer, or Dask is not installed.
+        KitsattnError: If the scheduler does not answer or goes away, or Dask is not installed there or here.
     """
-    careful = _Careful(work)
-    stream = _on_cluster(careful, cases, scheduler) if scheduler else _on_this_machine(careful, cases, workers)
-    return list(_told(stream, len(cases), label, progress))
+    stream = _on_cluster(work, cases, scheduler) if scheduler else _on_this_machine(work, cases, workers, apart=apart)
+    results: list[Result | KitsattnError] = []
+    for case, result in zip(cases, _told(stream, len(cases), label, progress), strict=True):
+        if isinstance(result, Exception) and not isinstance(result, KitsattnError):
+            # Whatever is wrong with one file, or with us, costs one case.
+            _log.debug("%s", case, exc_info=result)
+            defect = _summary(result)
+            results.append(
+                KitsattnError(f"{case}: {defect} (kitsattn -v shows where; if the file is sound, report it)")
+            )
+        else:
+            results.append(result)
+    return results
 
 
 def _told(stream: Iterable[tuple[Any, list[logging.LogRecord]]], total: int, label: str, progress: Progress) -> Any:  # noqa: ANN401 - results
@@ -144,45 +157,85 @@ def _told(stream: Iterable[tuple[Any, list[logging.LogRecord]]], total: int, lab
         progress(label, done, total)
 
 
-class _Careful:
-    """The work on a case, with its errors and log messages as values: another process can only send values."""
+def _attempt(work: Callable[[Any], Any], case: Any) -> Any:  # noqa: ANN401 - whatever the cases are
+    """Return the result of a case, or what went wrong: what a case raises is one of its outcomes."""
+    try:
+        return work(case)
+    except MemoryError:
+        return KitsattnError(f"{case}: memory ran out: {_MORE_MEMORY}")
+    except Exception as error:  # noqa: BLE001 - any: the caller decides what it means for the other cases
+        return error
+
+
+class _RemoteError(Exception):
+    """Something unforeseen in another process; its traceback is a note, for not all exceptions can be sent."""
+
+
+def _summary(error: Exception) -> str:
+    text = str(error) if isinstance(error, _RemoteError) else f"{type(error).__name__}: {error}"
+    return text.splitlines()[0]
+
+
+class _Sent:
+    """The work on a case in another process, which sends back the outcome and what the package logged meanwhile."""
 
     def __init__(self, work: Callable[[Any], Any]) -> None:
         self.work = work
 
-    def __call__(self, case: Any) -> tuple[Any, list[logging.LogRecord]]:  # noqa: ANN401 - whatever the cases are
+    def __call__(self, case: Any) -> tuple[Any, list[logging.LogRecord]]:  # noqa: ANN401 - see above
         logger = logging.getLogger("kitsattn")
+        logger.propagate = False
         messages: SimpleQueue[logging.LogRecord] = SimpleQueue()
-        before = logger.handlers, logger.propagate
-        logger.handlers, logger.propagate = [QueueHandler(messages)], False
-        result: Any
+        handler = QueueHandler(messages)
+        thread = threading.get_ident()
+        # A worker of a cluster may have several threads, each with a case of its own.
+        handler.addFilter(lambda record: record.thread == thread)
+        logger.addHandler(handler)
         try:
-            result = self.work(case)
-        except KitsattnError as error:
-            result = error
-        except MemoryError:
-            result = _out_of_memory(case)
+            outcome = _attempt(self.work, case)
         finally:
-            logger.handlers, logger.propagate = before
-        return result, [messages.get() for _ in range(messages.qsize())]
+            logger.removeHandler(handler)
+        if isinstance(outcome, Exception) and not isinstance(outcome, KitsattnError):
+            told = _RemoteError(_summary(outcome))
+            told.add_note("".join(traceback.format_exception(outcome)))
+            outcome = told
+        return outcome, [messages.get() for _ in range(messages.qsize())]
 
 
-def _on_this_machine(work: _Careful, cases: Sequence[Any], workers: int) -> Iterator[tuple[Any, list[Any]]]:
+class _Child(_Sent):
+    """The same in a child of this process, which ends with it: the next run must not find it still at work."""
+
+    def __init__(self, work: Callable[[Any], Any]) -> None:
+        super().__init__(work)
+        self.parent = os.getpid()
+
+    def __call__(self, case: Any) -> tuple[Any, list[logging.LogRecord]]:  # noqa: ANN401 - see above
+        if os.getppid() != self.parent:
+            os._exit(1)
+        return super().__call__(case)
+
+
+def _on_this_machine(
+    work: Callable[[Any], Any], cases: Sequence[Any], workers: int, *, apart: bool = False
+) -> Iterator[tuple[Any, list[logging.LogRecord]]]:
     """Run cases in this process, or in several; go on with the others where one of these is killed."""
-    if workers == 1:
-        yield from map(work, cases)
+    if workers == 1 and not apart:
+        yield from ((_attempt(work, case), []) for case in cases)
         return
+    from concurrent.futures.process import BrokenProcessPool  # noqa: PLC0415 - `kitsattn --help` does without
+
+    child = _Child(work)
     done, alone_until = 0, 0
     while done < len(cases):
-        alone = done < alone_until
-        batch = cases[done:alone_until] if alone else cases[done:]
+        alone = workers == 1 or done < alone_until
+        batch = cases[done : done + 1] if alone else cases[done:]
         try:
-            for outcome in _in_processes(work, batch, workers, at_once=1 if alone else workers):
+            for outcome in _in_processes(child, batch, workers):
                 yield outcome
                 done += 1
         except BrokenProcessPool:
             if alone:
-                yield _out_of_memory(cases[done]), []
+                yield _killed(cases[done]), []
                 done += 1
             else:
                 alone_until = min(done + 2 * workers, len(cases))
@@ -191,19 +244,22 @@ def _on_this_machine(work: _Careful, cases: Sequence[Any], workers: int) -> Iter
                 )
 
 
-def _in_processes(work: _Careful, cases: Sequence[Any], workers: int, at_once: int) -> Iterable[Any]:
+def _in_processes(work: _Child, cases: Sequence[Any], workers: int) -> Iterable[Any]:
     from joblib import Parallel, delayed  # noqa: PLC0415 - brings numpy, which `kitsattn --help` does without
 
-    parallel = Parallel(n_jobs=workers, return_as="generator", pre_dispatch=at_once, batch_size=1)
+    # One process would be this one; of two, the other has nothing to do.
+    parallel = Parallel(n_jobs=max(workers, 2), return_as="generator", pre_dispatch=workers, batch_size=1)
     with deaf_children():
         outcomes: Iterable[Any] = parallel(delayed(work)(case) for case in cases)
     return outcomes
 
 
-def _on_cluster(work: _Careful, cases: Sequence[Any], scheduler: str) -> Iterator[tuple[Any, list[Any]]]:
+def _on_cluster(
+    work: Callable[[Any], Any], cases: Sequence[Any], scheduler: str
+) -> Iterator[tuple[Any, list[logging.LogRecord]]]:
     """Run cases on the workers of a Dask cluster, which gives what a dead worker left to another one."""
     try:
-        from distributed import Client, KilledWorker  # noqa: PLC0415 - an extra
+        from distributed import CancelledError, Client, KilledWorker  # noqa: PLC0415 - an extra
     except ImportError as error:
         msg = f"--scheduler {scheduler} needs Dask: pip install 'kitsattn[cluster]'"
         raise KitsattnError(msg) from error
@@ -215,11 +271,14 @@ def _on_cluster(work: _Careful, cases: Sequence[Any], scheduler: str) -> Iterato
         )
         raise KitsattnError(msg) from error
     with client:
-        for case, future in zip(cases, client.map(work, cases, pure=False), strict=True):
+        for case, future in zip(cases, client.map(_Sent(work), cases, pure=False), strict=True):
             try:
                 yield future.result()
             except KilledWorker:
-                yield _out_of_memory(case), []
+                yield _killed(case), []
+            except CancelledError as error:
+                msg = f"the Dask scheduler at {scheduler} has gone: start it and run the same command again, it goes on"
+                raise KitsattnError(msg) from error
             except RuntimeError as error:
                 if not isinstance(error.__cause__, ImportError):
                     raise
@@ -227,11 +286,8 @@ def _on_cluster(work: _Careful, cases: Sequence[Any], scheduler: str) -> Iterato
                 raise KitsattnError(msg) from error
 
 
-def _out_of_memory(case: object) -> KitsattnError:
-    return KitsattnError(
-        f"{case}: its worker process was killed, most likely because memory ran out: "
-        "close other programs, lower --workers, or use a machine with more memory"
-    )
+def _killed(case: object) -> KitsattnError:
+    return KitsattnError(f"{case}: its worker process was killed, most likely because memory ran out: {_MORE_MEMORY}")
 
 
 @contextmanager

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kitsattn.errors import KitsattnError
-from kitsattn.files import read_json
 
 ENVIRONMENT_VARIABLE = "KITSATTN_WORKSPACE"
 DEFAULT_FOLDER = "kitsattn-workspace"
 RAW_DESCRIPTION = "kitsattn-dataset.json"
 PREPARED_DESCRIPTION = "dataset.json"
 """Files that describe a data set; both may say that it is `synthetic`."""
+PREPARED_FORMAT = "kitsattn-dataset/"
+"""How the `format` of a prepared one begins: nnU-Net's raw data sets have a file of the same name."""
 
 
 @dataclass(frozen=True)
@@ -123,4 +124,6 @@ def _only(folder: Path, found: list[Path], *, description: str, none: str, sever
 
 
 def _is_synthetic(description: Path) -> bool:
-    return description.is_file() and bool(read_json(description).get("synthetic"))
+    from kitsattn.config import read_mapping  # noqa: PLC0415 - `kitsattn --help` does without
+
+    return description.is_file() and bool(read_mapping(description).get("synthetic"))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kitsattn.errors import KitsattnError
-from kitsattn.files import atomic_path, read_json, sha256, write_json, write_text
+from kitsattn.files import atomic_folder, atomic_path, read_json, sha256, write_json, write_text
 
 
 def test_a_finished_write_leaves_one_file_under_the_final_name(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_a_full_disk_is_one_clear_line_and_leaves_nothing(tmp_path: Path) -> Non
     program = (
         "import resource, signal, sys\n"
         "from pathlib import Path\n"
-        "from kitsattn.files import write_text\n"
+        "from kitsattn.files import atomic_folder, write_text\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))\n"
         "write_text(Path(sys.argv[1]) / 'a.txt', 'x' * 100_000)\n"
@@ -91,3 +91,41 @@ def test_sha256_is_that_of_the_bytes(tmp_path: Path) -> None:
     """The checksum of a file equals that of its content."""
     (tmp_path / "a").write_bytes(b"abc" * 1000)
     assert sha256(tmp_path / "a") == hashlib.sha256(b"abc" * 1000).hexdigest()
+
+
+def test_a_folder_appears_whole_and_replaces_the_one_before(tmp_path: Path) -> None:
+    """Nothing has the final name until the block has ended, and what had it is gone then."""
+    (tmp_path / "case").mkdir()
+    (tmp_path / "case" / "old").touch()
+
+    with atomic_folder(tmp_path / "case") as unfinished:
+        (unfinished / "new").write_text("x")
+        assert [path.name for path in (tmp_path / "case").iterdir()] == ["old"]
+
+    assert [path.name for path in tmp_path.iterdir()] == ["case"]
+    assert [path.name for path in (tmp_path / "case").iterdir()] == ["new"]
+
+
+def test_a_folder_that_fails_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error in the block, or in the last step, is no loss."""
+    (tmp_path / "case").mkdir()
+    (tmp_path / "case" / "old").touch()
+
+    with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / "case"):
+        _ = 1 / 0
+    rename = Path.rename
+
+    def refuse(self: Path, target: Path) -> Path:
+        if ".new." in self.name:
+            raise PermissionError(13, "Permission denied")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with (
+        pytest.raises(KitsattnError, match="case cannot be written: Permission denied"),
+        atomic_folder(tmp_path / "case"),
+    ):
+        pass
+
+    assert [path.name for path in tmp_path.iterdir()] == ["case"]
+    assert [path.name for path in (tmp_path / "case").iterdir()] == ["old"]

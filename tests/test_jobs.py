@@ -4,12 +4,15 @@ import importlib
 import logging
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 
 from kitsattn import jobs
@@ -130,6 +133,82 @@ def test_a_killed_process_is_blamed_on_its_case_and_loses_no_other(
     assert "run one at a time" in caplog.text
 
 
+def test_a_single_worker_may_be_another_process() -> None:
+    """One that is killed is then no end of this one."""
+    results = try_cases(partial(kill_oneself_at, 1), [0, 1, 2], workers=1, apart=True)
+
+    assert (results[0], results[2]) == (0, 4)
+    assert str(results[1]).startswith("1: its worker process was killed")
+
+
+def test_an_innocent_case_is_not_blamed_where_results_are_taken_slowly() -> None:
+    """While a progress bar hangs, no further case is begun beside the one that is run alone."""
+    results = try_cases(partial(kill_oneself_at, 3), list(range(6)), workers=2, progress=lambda *_: time.sleep(0.2))
+
+    assert [str(result)[:2] for result in results if isinstance(result, KitsattnError)] == ["3:"]
+
+
+def divide(value: int) -> float:
+    """Fail in a way that nobody foresaw, at 0."""
+    return 1 / value
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_nobody_foresaw_costs_one_case(workers: int, caplog: pytest.LogCaptureFixture) -> None:
+    """The case is named with the defect, and the log of -v has the traceback; where all are needed it is raised."""
+    caplog.set_level(logging.DEBUG, logger="kitsattn")
+
+    first, second = try_cases(divide, [0, 1], workers=workers)
+
+    assert str(first).startswith("0: ZeroDivisionError: division by zero (kitsattn -v shows where")
+    assert second == 1
+    assert "in divide" in caplog.text
+    with pytest.raises(Exception, match="division by zero"):
+        run_cases(divide, [0, 1], workers=workers)
+
+
+def test_messages_of_threads_are_not_mixed() -> None:
+    """A worker of a cluster may run several cases at a time; each sends its own messages and leaves nothing behind."""
+
+    def work(value: int) -> int:
+        barrier.wait()
+        logging.getLogger("kitsattn.somewhere").warning("value %d", value)
+        barrier.wait()
+        return value
+
+    barrier = threading.Barrier(3)
+    logger = logging.getLogger("kitsattn")
+    before = list(logger.handlers), logger.propagate
+    try:
+        with ThreadPoolExecutor(3) as pool:
+            outcomes = list(pool.map(jobs._Sent(work), range(3)))
+        assert logger.handlers == before[0]
+    finally:
+        logger.propagate = before[1]
+    assert [(value, [record.getMessage() for record in records]) for value, records in outcomes] == [
+        (value, [f"value {value}"]) for value in range(3)
+    ]
+
+
+def test_children_end_with_their_parent(tmp_path: Path) -> None:
+    """After SIGKILL of this process its workers begin no further case."""
+    script = (
+        "import sys, time; from pathlib import Path; from kitsattn.jobs import run_cases\n"
+        "def work(number):\n"
+        "    Path(sys.argv[1], str(number)).touch(); time.sleep(0.3)\n"
+        "work.__module__ = '__main__'\n"
+        "run_cases(work, list(range(40)), workers=2)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script, str(tmp_path)]) as process:
+        while process.poll() is None and len(list(tmp_path.iterdir())) < 3:
+            time.sleep(0.01)
+        process.kill()
+    time.sleep(0.5)
+    begun = len(list(tmp_path.iterdir()))
+    time.sleep(1)
+    assert len(list(tmp_path.iterdir())) == begun < 10
+
+
 def test_workers_are_as_many_as_cores_and_memory_allow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three gigabytes hold three workers of one; there are never more than cores, nor less than one."""
     monkeypatch.setattr(jobs, "available_memory", lambda: 3_500_000_000)
@@ -195,6 +274,22 @@ def test_a_cluster_without_the_package_is_told_to_install_it(
 
     with pytest.raises(KitsattnError, match=r"No module named 'strange_work'.*: install the same kitsattn there"):
         try_cases(work, [0], scheduler=cluster)
+
+
+def test_a_scheduler_that_goes_away_is_told(cluster: str) -> None:
+    """A command whose cluster has died ends with a line, and can be run again."""
+
+    def kill_the_scheduler(value: int) -> int:
+        parent = psutil.Process().parent()
+        while parent is not None and "cluster.py" not in " ".join(parent.cmdline()):
+            parent = parent.parent()
+        assert parent is not None
+        parent.kill()
+        time.sleep(60)
+        return value
+
+    with pytest.raises(KitsattnError, match=f"the Dask scheduler at {cluster} has gone: start it and run the same"):
+        try_cases(kill_the_scheduler, [0], scheduler=cluster)
 
 
 def test_a_scheduler_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,3 +77,12 @@ def test_the_newest_run_is_the_one_with_the_newest_best(tmp_path: Path) -> None:
     newest = [_best(workspace, "new", 0, age=90), _best(workspace, "new", 1, age=10)]
     (workspace.runs / "begun" / "fold_0").mkdir(parents=True)
     assert workspace.trained_runs() == [newest, old]
+
+
+def test_a_description_that_is_none_is_named(tmp_path: Path) -> None:
+    """Where it decides which of two data sets is taken, a list in its place is one line."""
+    workspace = Workspace(tmp_path)
+    write_json(workspace.raw / "one" / "kitsattn-dataset.json", [])
+    (workspace.raw / "two").mkdir()
+    with pytest.raises(KitsattnError, match=r"one.kitsattn-dataset\.json: expected keys with values, got \[\]"):
+        workspace.raw_dataset()

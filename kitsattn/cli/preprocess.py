@@ -60,9 +60,12 @@ def preprocess(
         typer.Option(metavar="MM", help="In-plane spacing. (default: the data set's median)", show_default=False),
     ] = None,
     window: Annotated[
-        Window,
-        typer.Option(help="HU that are kept: the paper's -300 to 300, or nnU-Net's percentiles of the foreground."),
-    ] = Window.paper,
+        Window | None,
+        typer.Option(
+            help="HU that are kept: the paper's -300 to 300, or nnU-Net's percentiles. (default: paper)",
+            show_default=False,
+        ),
+    ] = None,
     plan: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Use this plan (JSON) instead of making one.", show_default=False),
@@ -92,15 +95,20 @@ def preprocess(
     if report:
         from kitsattn.preprocess.report import report_dataset
 
+    for one, other, reason in (
+        (verify and "--verify", report and "--report", "verifying prepares nothing that a report could show"),
+        (plan and "--plan", window and "--window", "a plan has its own window"),
+        (workers and "--workers", scheduler and "--scheduler", "the cluster has its own workers"),
+    ):
+        if one and other:
+            msg = f"{one} does not go with {other}: {reason}; leave one of them out"
+            raise KitsattnError(msg)
     places = Workspace.choose(workspace)
     if raw is None:
         raw = places.raw_dataset()
         say(f"data set: {raw}")
     dataset = find_dataset(raw, layout=layout)
     say(f"layout: {dataset.layout} ({len(dataset.cases)} cases in {dataset.folder})")
-    if verify and report:
-        msg = "--verify prepares nothing that --report could show: leave one of them out"
-        raise KitsattnError(msg)
     if verify:
         _verify(dataset, workers, scheduler, json=json)
         return
@@ -110,7 +118,7 @@ def preprocess(
             dataset,
             folder,
             spacing_mm=spacing,
-            window=window.value,
+            window=(window or Window.paper).value,
             plan_file=plan,
             workers=workers,
             scheduler=scheduler,

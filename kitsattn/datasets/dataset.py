@@ -15,13 +15,14 @@ DESCRIPTION_NAME = RAW_DESCRIPTION
 UNKNOWN = "unknown"
 """Licence and citation of data whose origin is not certain."""
 
-SCAN_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
-"""Files that are taken for scans and label maps where a layout leaves the format open."""
+SCAN_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
+"""Files that are taken for scans and label maps where a layout leaves the format open.
+
+Those that hold header and voxels alike: whether a prepared case is up to date is told by the checksum of one file.
+"""
 
 _NAMED_AT_MOST = 3
 _FILE_NAME = re.compile(r"(?![. ])[^<>:\"/\\|?*\x00-\x1f]*[^<>:\"/\\|?*\x00-\x1f. ]")
-_PREPARED = (".labels", ".locations", ".fingerprint")
-"""Endings of a case's prepared files: a case of such a name would be written into those of another."""
 _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
@@ -66,7 +67,7 @@ class Description:
 
     def __post_init__(self) -> None:
         """Check that the name can be a folder's, and that labels are channels."""
-        if self.name is not None and (Path(self.name).name != self.name or self.name.startswith(".")):
+        if self.name is not None and not _names_files(self.name):
             msg = f"name must be usable as a folder's name, got {self.name!r}"
             raise ValueError(msg)
         if self.labels is not None:
@@ -143,8 +144,7 @@ def check_case_ids(cases: Iterable[CaseFiles]) -> None:
     """
     seen: dict[str, CaseFiles] = {}
     for case in cases:
-        unfit = _FILE_NAME.fullmatch(case.case_id) is None or _DEVICE.fullmatch(case.case_id) is not None
-        if unfit or case.case_id.lower().endswith(_PREPARED):
+        if not _names_files(case.case_id):
             msg = f"{case.image}: its case would be called {case.case_id!r}, which cannot name files: rename it"
             raise KitsattnError(msg)
         key = unicodedata.normalize("NFC", case.case_id).casefold()
@@ -152,6 +152,10 @@ def check_case_ids(cases: Iterable[CaseFiles]) -> None:
             msg = f"{seen[key].image} and {case.image} are both called {case.case_id}: rename or remove one of them"
             raise KitsattnError(msg)
         seen[key] = case
+
+
+def _names_files(name: str) -> bool:
+    return _FILE_NAME.fullmatch(name) is not None and _DEVICE.fullmatch(name) is None
 
 
 def name_some(names: Iterable[str]) -> str:

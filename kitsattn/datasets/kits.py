@@ -136,7 +136,8 @@ def _bears_marks(cases_folder: Path, challenge: str, cases: tuple[CaseFiles, ...
 def _default_name(cases_folder: Path) -> str:
     """Return what the data set is called after its folder: `kits19` for `kits19/data`."""
     named = cases_folder.resolve()
-    return named.parent.name if named.name in {"data", "dataset"} else named.name
+    outer = named.parent.name if named.name in {"data", "dataset"} else ""
+    return outer or named.name  # a container's /data has no name above it
 
 
 def _find_cases(folder: Path, labels_name: str) -> tuple[CaseFiles, ...]:

@@ -26,6 +26,7 @@ from kitsattn.datasets.dataset import (
 )
 from kitsattn.errors import KitsattnError
 from kitsattn.labels import KITS19_LABELS, KITS23_LABELS
+from kitsattn.workspace import PREPARED_FORMAT
 
 SETTINGS_NAME = "dataset.json"
 IMAGES_FOLDER = "imagesTr"
@@ -62,6 +63,9 @@ def read_nnunet(folder: Path) -> Dataset:
         msg = f"{file} does not exist, and nnU-Net's raw layout needs it: restore it, or add --layout pairs"
         raise KitsattnError(msg)
     settings = read_mapping(file)
+    if str(settings.get("format", "")).startswith(PREPARED_FORMAT):
+        msg = f"{folder} is prepared already: train on it with `kitsattn train --dataset {folder.resolve().name}`"
+        raise KitsattnError(msg)
     description = read_description(folder)
     _check_channel(settings, file)
     if "dataset" in settings:

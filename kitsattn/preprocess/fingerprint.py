@@ -33,6 +33,12 @@ class Foreground:
     lowest_hu: int
     counts: tuple[int, ...]
 
+    def __post_init__(self) -> None:
+        """Check that there are voxels."""
+        if not self.counts or min(self.counts) < 0 or self.counts[0] == 0:
+            msg = "counts must begin with a number above 0 and have none below 0"
+            raise ValueError(msg)
+
     @property
     def voxels(self) -> int:
         """How many voxels there are."""

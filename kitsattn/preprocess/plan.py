@@ -22,6 +22,10 @@ Window = Literal["paper", "nnunet"]
 scheme for CT, the 0.5 and 99.5 percentiles of the foreground; mean and standard deviation of the foreground as it is.
 """
 
+MOST_PIXELS = 4096
+"""Rows or columns of a prepared slice at most: beyond, a spacing is a slip of the pen (mm, not cm or m)."""
+
+_LEAST_HU, _MOST_HU = -32768, 32767
 _PATCH_MULTIPLE = 32
 _PATCH_AT_LEAST = 32
 _PATCH_AT_MOST = 512
@@ -32,7 +36,8 @@ class Target:
     """What decides the values that are stored for a case.
 
     These are HU on the target grid. Mean, standard deviation and patch size come in when cases are read: so a data set
-    that has grown needs only its new cases prepared, and a case can be prepared before all others are known.
+    that has grown needs only its new cases prepared, unless the median spacing changes with them, and a case can be
+    prepared before all others are read.
 
     Attributes:
         spacing_mm: In-plane, (y, x); the distance of slices is left as it is.
@@ -47,8 +52,10 @@ class Target:
         if not all(math.isfinite(value) and value > 0 for value in self.spacing_mm):
             msg = f"spacing_mm must be finite and above 0, got {self.spacing_mm}"
             raise ValueError(msg)
-        if not (all(map(math.isfinite, self.clip_hu)) and self.clip_hu[0] < self.clip_hu[1]):
-            msg = f"clip_hu must be a lower and a higher value, got {self.clip_hu}"
+        low, high = self.clip_hu
+        # Stored as int16 at whole HU.
+        if not (low + 1 <= high and low >= _LEAST_HU and high <= _MOST_HU):
+            msg = f"clip_hu must be a lower and a higher value from {_LEAST_HU} to {_MOST_HU}, got {self.clip_hu}"
             raise ValueError(msg)
 
 
@@ -76,8 +83,8 @@ class Plan:
         if not (math.isfinite(self.mean_hu) and math.isfinite(self.std_hu) and self.std_hu > 0):
             msg = f"mean_hu must be finite and std_hu above 0, got {self.mean_hu} and {self.std_hu}"
             raise ValueError(msg)
-        if min(self.patch_size) < _PATCH_AT_LEAST:
-            msg = f"patch_size must be {_PATCH_AT_LEAST} or more, got {self.patch_size}"
+        if min(self.patch_size) < _PATCH_AT_LEAST or max(self.patch_size) > MOST_PIXELS:
+            msg = f"patch_size must be {_PATCH_AT_LEAST} or more, {MOST_PIXELS} at most, got {self.patch_size}"
             raise ValueError(msg)
 
     def __str__(self) -> str:

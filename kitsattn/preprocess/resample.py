@@ -101,7 +101,8 @@ def resample_labels(labels: NDArray[np.uint8], shape: tuple[int, int]) -> NDArra
 
     No class appears that was not there. Where two are equal the higher label wins, as in nnU-Net, whose default
     gives a voxel to the last class that reaches one half. Nothing thin is lost: a part of a class (connected within
-    its slice) that would vanish altogether is drawn at the places its voxels fall into.
+    its slice) that would vanish altogether is drawn at the places its voxels fall into, unless a higher label needs
+    the same places.
 
     Args:
         labels: (n, height, width); 0 is background.

@@ -6,57 +6,50 @@ window only. Mean and standard deviation come from the fingerprints that were ta
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+import shutil
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar, get_args
 
-from kitsattn.config import from_json, to_json
+from kitsattn.config import to_json
 from kitsattn.datasets.dataset import CaseFiles, Dataset
 from kitsattn.datasets.known import is_of_challenge, known_remarks, layout_remarks
 from kitsattn.errors import KitsattnError
-from kitsattn.files import read_json, sha256, write_json
+from kitsattn.files import read_json, write_json
 from kitsattn.jobs import Progress, available_cores, silent, try_cases, workers_that_fit
-from kitsattn.preprocess.case import prepare_scan
-from kitsattn.preprocess.crop import body_box
-from kitsattn.preprocess.fingerprint import Fingerprint, pool_intensities, take_fingerprint
-from kitsattn.preprocess.plan import PAPER_WINDOW_HU, Plan, Target, Window, median_spacing, plan_dataset, read_plan
-from kitsattn.preprocess.store import (
-    CASES_FOLDER,
-    DATASET_FILE,
-    CaseSource,
-    PreparedDataset,
-    is_finished,
-    open_dataset,
-    save_case,
-    save_dataset,
+from kitsattn.preprocess.fingerprint import Fingerprint, pool_intensities
+from kitsattn.preprocess.plan import (
+    MOST_PIXELS,
+    PAPER_WINDOW_HU,
+    Plan,
+    Target,
+    Window,
+    median_spacing,
+    plan_dataset,
+    read_plan,
 )
-from kitsattn.preprocess.verify import (
-    CaseHeader,
-    Finding,
-    Severity,
-    check_case,
-    check_headers,
-    find_twins,
-    read_case,
-    read_header,
-)
-
-Result = TypeVar("Result")
+from kitsattn.preprocess.resample import resampled_shape
+from kitsattn.preprocess.store import CASES_FOLDER, DATASET_FILE, PreparedDataset, open_dataset, save_dataset
+from kitsattn.preprocess.verify import CaseHeader, Finding, Severity, check_headers, find_twins, read_header
+from kitsattn.preprocess.worker import FINGERPRINTS_FOLDER, CaseReview, prepare_case, review_case
 
 PLAN_FILE = "plan.json"
 FINGERPRINT_FILE = "fingerprint.json"
 
-_RECORD_SUFFIX = ".fingerprint.json"
 _SEVERITIES = get_args(Severity)
+_LEAST_SPACING_MM = 0.01
+_STALE_SECONDS = 3600
 
 _WORKER_BYTES = 250_000_000
-_VOXEL_BYTES = 5.5
-"""Memory of a worker: the interpreter with its libraries, and for each voxel of the scan twice int16 and a label."""
+_SPARE_BYTES = 1.5
+"""Memory of a worker: the interpreter with its libraries, and for each voxel what is not scan or labels."""
 
 _log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -74,25 +67,6 @@ class Preprocessed:
     fingerprints: tuple[Fingerprint, ...]
     findings: tuple[Finding, ...]
     kept: int
-
-
-@dataclass(frozen=True)
-class _Record:
-    """What is kept of looking at a case, and the files that were looked at."""
-
-    image_sha256: str
-    labels_sha256: str
-    fingerprint: Fingerprint
-    findings: tuple[Finding, ...]
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """What became of a case."""
-
-    source: CaseSource
-    record: _Record
-    kept: bool
 
 
 def preprocess_dataset(
@@ -117,39 +91,41 @@ def preprocess_dataset(
         spacing_mm: In-plane spacing, instead of the median of the cases or what the plan says.
         window: Which rule makes the window and the normalisation, where no plan is given.
         plan_file: A plan to use instead of making one.
-        workers: Number of processes; None takes as many as there are cores and memory for.
+        workers: Number of processes, 1 being this one; None takes as many others as there are cores and memory for.
         scheduler: Address of a Dask scheduler whose workers prepare the cases instead.
         resume: Whether cases that are finished already, from the same files and for the same target, are kept.
         progress: Called after each case of each step.
 
     Raises:
-        KitsattnError: If there is nothing to prepare, no case could be prepared, or the settings are impossible.
+        KitsattnError: If there is nothing to prepare, no case could be prepared, the settings are impossible, or the
+            folder holds another data set.
     """
     if spacing_mm is not None and not (math.isfinite(spacing_mm) and spacing_mm > 0):
         msg = f"the in-plane spacing must be a finite number of mm above 0, got {spacing_mm}"
         raise KitsattnError(msg)
     plan = None if plan_file is None else read_plan(plan_file, spacing_mm=spacing_mm)
     cases, headers, findings = _read_headers(dataset, scheduler, progress)
+    _refuse_another(folder, cases)
     square = None if spacing_mm is None else (spacing_mm, spacing_mm)
     spacing = square or median_spacing([header.spacing_mm for header in headers])
-    crew = _Crew(workers or _default_workers(headers), scheduler, progress)
+    _check_sizes(headers, spacing if plan is None else plan.spacing_mm)
+    crew = _Crew.of(workers, scheduler, headers, progress)
     if not resume:
         _forget(folder)
-    work = partial(_prepare, folder=folder.absolute(), classes=dataset.labels)
+    work = partial(prepare_case, folder=folder.absolute(), classes=dataset.labels)
     if plan is None and window == "nnunet":
-        looks, _ = _sort(crew.run(partial(work, target=None), cases, "fingerprints"), cases)
-        plan = plan_dataset([look.record.fingerprint for look in looks], spacing_mm=spacing, window=window)
+        looks, errors = _part(crew.run(partial(work, target=None), cases, "fingerprints"), cases)
+        plan = _plan([look.review for look in looks], findings + errors, spacing, window)
     target = Target(spacing, PAPER_WINDOW_HU) if plan is None else plan.target
-    _unfinish(folder, cases, target)
-    outcomes, errors = _sort(crew.run(partial(work, target=target), cases, "cases"), cases)
-    findings += errors
-    if not outcomes:
-        msg = errors[0].text if len(errors) == 1 else f"none of {len(errors)} cases can be prepared: {errors[0].text}"
-        raise KitsattnError(msg)
-    fingerprints = tuple(outcome.record.fingerprint for outcome in outcomes)
-    findings += [finding for outcome in outcomes for finding in outcome.record.findings]
-    findings += find_twins((outcome.source.case_id, outcome.source.image_sha256) for outcome in outcomes)
-    plan = plan or plan_dataset(fingerprints, spacing_mm=spacing, window=window)
+    _unfinish(folder)
+    outcomes, errors = _part(crew.run(partial(work, target=target), cases, "cases"), cases)
+    reviews = [outcome.review for outcome in outcomes]
+    findings += errors + [finding for review in reviews for finding in review.findings]
+    findings += find_twins((review.source.case_id, review.source.image_sha256) for review in reviews)
+    plan = plan or _plan(reviews, findings, spacing, window)
+    if not reviews:
+        raise _nothing_left(findings)
+    fingerprints = tuple(review.fingerprint for review in reviews)
     _write_plan(folder / PLAN_FILE, plan)
     _write_fingerprints(folder / FINGERPRINT_FILE, fingerprints)
     _log.info("plan: %s", plan)
@@ -161,7 +137,7 @@ def preprocess_dataset(
         citation=dataset.citation,
         labels=dataset.labels,
         plan=plan,
-        sources={outcome.source.case_id: outcome.source for outcome in outcomes},
+        sources={review.source.case_id: review.source for review in reviews},
     )
     save_dataset(prepared)
     kept = sum(outcome.kept for outcome in outcomes)
@@ -176,7 +152,7 @@ def verify_dataset(
 
     Args:
         dataset: The raw data.
-        workers: Number of processes; None takes as many as there are cores and memory for.
+        workers: Number of processes, 1 being this one; None takes as many others as there are cores and memory for.
         scheduler: Address of a Dask scheduler whose workers read the cases instead.
         progress: Called after each case of each step.
 
@@ -187,10 +163,11 @@ def verify_dataset(
         KitsattnError: If no case has a label map.
     """
     cases, headers, findings = _read_headers(dataset, scheduler, progress)
-    crew = _Crew(workers or _default_workers(headers), scheduler, progress)
-    looks, errors = _sort(crew.run(partial(_look, classes=dataset.labels), cases, "verify"), cases)
-    findings += errors + [finding for _, _, found in looks for finding in found]
-    return _in_order(findings + find_twins((case_id, checksum) for case_id, checksum, _ in looks))
+    crew = _Crew.of(workers, scheduler, headers, progress)
+    reviews, errors = _part(crew.run(partial(review_case, classes=dataset.labels), cases, "verify"), cases)
+    findings += errors + [finding for review in reviews for finding in review.findings]
+    findings += find_twins((review.source.case_id, review.source.image_sha256) for review in reviews)
+    return _in_order(findings)
 
 
 def _read_headers(
@@ -199,7 +176,7 @@ def _read_headers(
     """Return the labelled cases whose headers are in order, these headers, and what was found."""
     # Processes that run already, on a cluster above all, lie in folders of their own: they need absolute paths.
     labelled = [
-        CaseFiles(case.case_id, case.image.absolute(), case.labels.absolute())
+        CaseFiles(case.case_id, case.image.resolve(), case.labels.resolve())
         for case in dataset.cases
         if case.labels is not None
     ]
@@ -218,40 +195,100 @@ def _read_headers(
             findings += [Finding(case.case_id, "note", f"{case.case_id}: {remark}") for remark in remarks]
     # On a cluster this shows, before anything is changed, whether it answers and sees the files.
     results = try_cases(read_header, labelled, scheduler=scheduler, label="headers", progress=progress)
-    headers, errors = _sort(results, labelled)
+    headers, errors = _part(results, labelled)
+    findings += errors
     if not headers:
-        raise KitsattnError(errors[0].text)
+        raise _nothing_left(findings)
     found = {header.case_id for header in headers}
-    return [case for case in labelled if case.case_id in found], headers, findings + errors + check_headers(headers)
+    return [case for case in labelled if case.case_id in found], headers, findings + check_headers(headers)
 
 
-def _default_workers(headers: Sequence[CaseHeader]) -> int:
-    largest = max(math.prod(header.shape) for header in headers)
-    needed = int(_WORKER_BYTES + _VOXEL_BYTES * largest)
-    workers = workers_that_fit(needed)
-    if workers < available_cores():
-        _log.info("%d workers: each needs %.1f GB of memory for the largest case", workers, needed / 1e9)
-    return workers
+def _refuse_another(folder: Path, cases: Sequence[CaseFiles]) -> None:
+    """Refuse to write over the prepared cases of another data set of the same name; a raw folder may move, though."""
+    try:
+        before = open_dataset(folder)
+    except KitsattnError:
+        return
+    images = {source.image for source in before.sources.values()}
+    if images.isdisjoint(case.image for case in cases) and any(image.exists() for image in images):
+        msg = (
+            f"{folder} holds another data set of this name, from {min(images)} and so on: give this one a name of its "
+            "own in kitsattn-dataset.json, or choose another --workspace"
+        )
+        raise KitsattnError(msg)
+
+
+def _check_sizes(headers: Sequence[CaseHeader], spacing_mm: tuple[float, float]) -> None:
+    """Refuse a spacing that would make slices of more voxels than any scanner's."""
+    if min(spacing_mm) < _LEAST_SPACING_MM:
+        msg = (
+            f"an in-plane spacing of {min(spacing_mm):g} mm is none of a CT scan: check the headers, or give --spacing"
+        )
+        raise KitsattnError(msg)
+    for header in headers:
+        _, row_mm, column_mm = header.spacing_mm
+        rows, columns = resampled_shape(header.shape[1:], (row_mm, column_mm), spacing_mm)
+        if max(rows, columns) > MOST_PIXELS:
+            msg = (
+                f"at {min(spacing_mm):g} mm the slices of {header.case_id} would have {rows} x {columns} voxels, and "
+                f"{MOST_PIXELS} are the most: give a larger --spacing, in mm"
+            )
+            raise KitsattnError(msg)
 
 
 @dataclass(frozen=True)
 class _Crew:
-    """Who works on the cases, and who is told."""
+    """Who works on the cases, and who is told.
+
+    Attributes:
+        workers: Number of processes on this machine.
+        apart: Whether a single one is another than this.
+        scheduler: Of the Dask cluster that works instead.
+        progress: Called after each case.
+    """
 
     workers: int
+    apart: bool
     scheduler: str | None
     progress: Progress
+
+    @classmethod
+    def of(
+        cls, workers: int | None, scheduler: str | None, headers: Sequence[CaseHeader], progress: Progress
+    ) -> "_Crew":
+        """Return the crew that the user asked for, or one that memory has room for."""
+        if workers is not None or scheduler is not None:
+            return cls(workers or 1, apart=False, scheduler=scheduler, progress=progress)
+        needed = max(_needed_bytes(header) for header in headers)
+        fitting = workers_that_fit(needed)
+        if fitting < available_cores():
+            _log.info("workers: %d, each needs %.1f GB of memory for the largest case", fitting, needed / 1e9)
+        return cls(fitting, apart=True, scheduler=None, progress=progress)
 
     def run(
         self, work: Callable[[CaseFiles], Result], cases: Sequence[CaseFiles], label: str
     ) -> list[Result | KitsattnError]:
         """Run `work` over all cases."""
         return try_cases(
-            work, cases, workers=self.workers, scheduler=self.scheduler, label=label, progress=self.progress
+            work,
+            cases,
+            workers=self.workers,
+            apart=self.apart,
+            scheduler=self.scheduler,
+            label=label,
+            progress=self.progress,
         )
 
 
-def _sort(results: Sequence[Result | KitsattnError], cases: Sequence[CaseFiles]) -> tuple[list[Result], list[Finding]]:
+def _needed_bytes(header: CaseHeader) -> int:
+    """Return the memory of a worker for a case: both ends of a conversion are there at a time, in the worst step."""
+    image, labels = header.voxel_bytes
+    scan = 2 if image <= 2 else 4  # noqa: PLR2004 - int16 where that loses nothing, else float32
+    voxel = max(image + scan, scan + labels + 1) + _SPARE_BYTES
+    return int(_WORKER_BYTES + voxel * math.prod(header.shape))
+
+
+def _part(results: Sequence[Result | KitsattnError], cases: Sequence[CaseFiles]) -> tuple[list[Result], list[Finding]]:
     """Part what was done from what failed."""
     done, failed = [], []
     for result, case in zip(results, cases, strict=True):
@@ -262,6 +299,29 @@ def _sort(results: Sequence[Result | KitsattnError], cases: Sequence[CaseFiles])
     return done, failed
 
 
+def _plan(
+    reviews: Sequence[CaseReview], findings: Sequence[Finding], spacing_mm: tuple[float, float], window: Window
+) -> Plan:
+    """Make the plan; where none can be made, tell first what became of the cases."""
+    if not reviews:
+        raise _nothing_left(findings)
+    try:
+        return plan_dataset([review.fingerprint for review in reviews], spacing_mm=spacing_mm, window=window)
+    except KitsattnError:
+        for finding in _in_order(findings):
+            if finding.severity == "error":
+                _log.warning("%s", finding.text)
+        raise
+
+
+def _nothing_left(findings: Sequence[Finding]) -> KitsattnError:
+    """Return the error of a data set whose cases have all failed; what each failed of is logged."""
+    errors = [finding.text for finding in _in_order(findings) if finding.severity == "error"]
+    if len(errors) == 1:
+        return KitsattnError(errors[0])
+    return KitsattnError(f"none of {len(errors)} cases can be prepared (--verify tells why of each): {errors[0]}")
+
+
 def _in_order(findings: Sequence[Finding]) -> tuple[Finding, ...]:
     """Return findings, errors first, and write them to the log."""
     ordered = sorted(findings, key=lambda finding: (_SEVERITIES.index(finding.severity), finding.case_id or ""))
@@ -270,68 +330,40 @@ def _in_order(findings: Sequence[Finding]) -> tuple[Finding, ...]:
     return tuple(ordered)
 
 
-def _look(case: CaseFiles, *, classes: Mapping[str, int]) -> tuple[str, str, list[Finding]]:
-    """Read a case; return its name, the checksum of its scan, and what is odd about it."""
-    scan, label_map = read_case(case, classes)
-    fingerprint = take_fingerprint(case.case_id, scan, label_map.array, classes, body_box(scan))
-    return case.case_id, sha256(case.image), check_case(case, scan, label_map, fingerprint, classes)
-
-
-def _prepare(case: CaseFiles, *, folder: Path, classes: Mapping[str, int], target: Target | None) -> _Outcome:
-    """Look at a case and prepare it for `target`, unless that was done before; without a target only look at it."""
-    source = _find_source(case)
-    file = folder / CASES_FOLDER / f"{case.case_id}{_RECORD_SUFFIX}"
-    # A record that is missing, of another version, or of other files is made anew.
-    with suppress(KitsattnError):
-        record = from_json(_Record, read_json(file), str(file))
-        same = (record.image_sha256, record.labels_sha256) == (source.image_sha256, source.labels_sha256)
-        if same and (target is None or is_finished(folder, source, target)):
-            return _Outcome(source, record, kept=True)
-    scan, label_map = read_case(case, classes)
-    prepared = None if target is None else prepare_scan(scan, target)
-    box = body_box(scan) if prepared is None else prepared.placement.box
-    fingerprint = take_fingerprint(case.case_id, scan, label_map.array, classes, box)
-    findings = check_case(case, scan, label_map, fingerprint, classes)
-    record = _Record(source.image_sha256, source.labels_sha256, fingerprint, tuple(findings))
-    write_json(file, to_json(record))
-    if prepared is not None:
-        save_case(folder, source, prepared, label_map.array)
-    return _Outcome(source, record, kept=False)
-
-
-def _find_source(case: CaseFiles) -> CaseSource:
-    assert case.labels is not None
-    image, labels = case.image.resolve(), case.labels.resolve()
-    return CaseSource(case.case_id, image, labels, sha256(image), sha256(labels))
-
-
 def _forget(folder: Path) -> None:
-    """Let no case count as finished."""
-    for file in (folder / CASES_FOLDER).glob("*.json"):
-        file.unlink()
-
-
-def _unfinish(folder: Path, cases: Sequence[CaseFiles], target: Target) -> None:
-    """Take the mark of a finished data set away from one that is about to change, and tidy up after killed workers."""
-    for remains in (folder / CASES_FOLDER).glob(".*.part.*"):
-        remains.unlink(missing_ok=True)
-    try:
-        before = open_dataset(folder)
-    except KitsattnError:
-        pass
-    else:
-        if before.plan.target == target and set(before.cases) == {case.case_id for case in cases}:
-            return
+    """Let the data set and all its cases be unfinished."""
     (folder / DATASET_FILE).unlink(missing_ok=True)
+    for part in (FINGERPRINTS_FOLDER, CASES_FOLDER):
+        shutil.rmtree(folder / part, ignore_errors=True)
+
+
+def _unfinish(folder: Path) -> None:
+    """Take the mark of a finished data set away, and tidy up what killed workers left long ago."""
+    (folder / DATASET_FILE).unlink(missing_ok=True)
+    for remains in (folder / CASES_FOLDER).glob(".*.part.*"):
+        if time.time() - remains.stat().st_mtime > _STALE_SECONDS:
+            shutil.rmtree(remains, ignore_errors=True)
 
 
 def _write_plan(path: Path, plan: Plan) -> None:
     """Write the plan that is used; another one of that name, edited by hand perhaps, is kept beside it."""
-    if path.is_file() and read_json(path) != to_json(plan):
-        kept = path.with_name(f"{path.stem}.previous.json")
+    if path.is_file() and not _holds(path, plan):
+        numbers = (number for number in range(1, 10**6) if not _previous(path, number).exists())
+        kept = _previous(path, next(numbers))
         path.replace(kept)
         _log.warning("%s is replaced, the one before is kept as %s: to use it, add --plan %s", path, kept.name, kept)
     write_json(path, to_json(plan))
+
+
+def _holds(path: Path, plan: Plan) -> bool:
+    try:
+        return bool(read_json(path) == to_json(plan))
+    except KitsattnError:
+        return False
+
+
+def _previous(path: Path, number: int) -> Path:
+    return path.with_name(f"{path.stem}.previous-{number}.json")
 
 
 def _write_fingerprints(path: Path, fingerprints: Sequence[Fingerprint]) -> None:

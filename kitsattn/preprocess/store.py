@@ -1,10 +1,11 @@
-"""Prepared data sets on disk: one JSON for all, and for each case its image, labels, foreground and a JSON.
+"""Prepared data sets on disk: one JSON for all, and for each case a folder with image, labels, foreground and a JSON.
 
 `<folder>/dataset.json` names the cases and their sources; it is written last, so a folder without it is unfinished.
-`<folder>/cases/<id>.b2nd` is the image as int16 in HU, clipped and resampled but not yet normalised: whole HU are the
-precision of the scanner, take 30 % less space than normalised float16 and are read twice as fast (0.16 against 0.23 MB
-and 0.3 against 0.6 ms a slice of 416 x 554). `<id>.labels.b2nd` are the labels, `<id>.locations.b2nd` the foreground
-voxels that patches are centred on. `<id>.json` is written after them: it marks the case as finished.
+`<folder>/cases/<id>/` takes its name when all in it is written: a case is there as a whole or not at all. Its
+`image.b2nd` is int16 in HU, clipped and resampled but not yet normalised: whole HU are the precision of the scanner,
+take 30 % less space than normalised float16 and are read twice as fast (0.16 against 0.23 MB and 0.3 against 0.6 ms a
+slice of 416 x 554). `labels.b2nd` are the labels, `locations.b2nd` the foreground voxels that patches are centred on,
+`case.json` says what the case was prepared from and for.
 """
 
 import math
@@ -21,18 +22,20 @@ from numpy.typing import NDArray
 
 from kitsattn.config import from_json, to_json
 from kitsattn.errors import KitsattnError
-from kitsattn.files import atomic_path, read_json, write_json
+from kitsattn.files import atomic_folder, read_json, write_json
 from kitsattn.labels import BACKGROUND
 from kitsattn.preprocess.case import Placement, PreparedScan, prepare_labels
 from kitsattn.preprocess.intensity import normalise
 from kitsattn.preprocess.plan import Plan, Target
 from kitsattn.volume.geometry import Geometry, Shape, Triple
-from kitsattn.workspace import PREPARED_DESCRIPTION
+from kitsattn.workspace import PREPARED_DESCRIPTION, PREPARED_FORMAT
 
-DATASET_FORMAT = "kitsattn-dataset/1"
+DATASET_FORMAT = f"{PREPARED_FORMAT}1"
 CASE_FORMAT = "kitsattn-case/1"
 DATASET_FILE = PREPARED_DESCRIPTION
 CASES_FOLDER = "cases"
+
+_IMAGE, _LABELS, _LOCATIONS, _RECORD = "image.b2nd", "labels.b2nd", "locations.b2nd", "case.json"
 
 _CHUNK = 8
 """Slices in one chunk of a file. Each slice is a block of its own, so that reading one unpacks no other."""
@@ -75,8 +78,10 @@ class CaseRecord:
         geometry: Of the scan.
         placement: How the prepared grid lies in it.
         target: Spacing and window it was prepared for.
+        labels: Class name to label value.
         image_sha256: Checksum of the scan's file.
         labels_sha256: Checksum of the label map's file.
+        sizes: Name of each of its other files to its bytes.
     """
 
     format: str
@@ -84,8 +89,10 @@ class CaseRecord:
     geometry: Geometry
     placement: Placement
     target: Target
+    labels: Mapping[str, int]
     image_sha256: str
     labels_sha256: str
+    sizes: Mapping[str, int]
 
     def __post_init__(self) -> None:
         """Check the format."""
@@ -117,8 +124,8 @@ class StoredCase:
 
     @property
     def file(self) -> Path:
-        """The JSON that marks it as finished."""
-        return _case_file(self.folder, self.case_id)
+        """The JSON that describes it."""
+        return case_folder(self.folder, self.case_id) / _RECORD
 
     @property
     def shape(self) -> Shape:
@@ -137,7 +144,7 @@ class StoredCase:
             (number of indices, height, width), normalised.
         """
         wanted, order = np.unique(np.asarray(indices), return_inverse=True)
-        with _opened(_image_file(self.folder, self.case_id)) as image:
+        with _opened(case_folder(self.folder, self.case_id) / _IMAGE) as image:
             hu = np.stack([image[int(index)] for index in wanted]).astype(np.float32)
         return normalise(hu, self.mean_hu, self.std_hu)[order]
 
@@ -148,21 +155,21 @@ class StoredCase:
         They are stored arrays: indexing one reads and unpacks what is asked for.
         """
         with (
-            _opened(_image_file(self.folder, self.case_id)) as image,
-            _opened(_labels_file(self.folder, self.case_id)) as labels,
+            _opened(case_folder(self.folder, self.case_id) / _IMAGE) as image,
+            _opened(case_folder(self.folder, self.case_id) / _LABELS) as labels,
         ):
             yield image, labels
 
     def read_labels(self, index: int) -> NDArray[np.uint8]:
         """Read one slice of the label map, (height, width)."""
-        with _opened(_labels_file(self.folder, self.case_id)) as stored:
+        with _opened(case_folder(self.folder, self.case_id) / _LABELS) as stored:
             labels: NDArray[np.uint8] = stored[int(index)]
         return labels
 
     @cached_property
     def locations(self) -> Mapping[int, NDArray[np.int32]]:
         """Foreground class to some of its voxels, (n, 3) as z, y, x on the prepared grid; absent ones are left out."""
-        with _opened(_locations_file(self.folder, self.case_id)) as stored:
+        with _opened(case_folder(self.folder, self.case_id) / _LOCATIONS) as stored:
             rows: NDArray[np.int32] = stored[:]
         return {int(value): rows[rows[:, 0] == value, 1:] for value in np.unique(rows[:, 0]) if value != BACKGROUND}
 
@@ -200,11 +207,11 @@ class PreparedDataset:
         """Open a case.
 
         Raises:
-            KitsattnError: If it is not there, unfinished, of another format, or was prepared with another plan.
+            KitsattnError: If it is not there, of another format, or was prepared with another plan or from other files.
         """
         record = read_record(self.folder, case_id)
-        if record.target != self.plan.target:
-            msg = f"{self.folder}: {case_id} was prepared with another plan: run `kitsattn preprocess` again"
+        if not _is_of(record, self.sources[case_id], self.plan.target, self.labels):
+            msg = f"{self.folder}: {case_id} was prepared with another plan or other files: run `kitsattn preprocess`"
             raise KitsattnError(msg)
         return StoredCase(self.folder, record, self.plan.mean_hu, self.plan.std_hu)
 
@@ -239,15 +246,17 @@ def read_record(folder: Path, case_id: str) -> CaseRecord:
     Raises:
         KitsattnError: If it is not there, unfinished, or of another format.
     """
-    file = _case_file(folder, case_id)
+    file = case_folder(folder, case_id) / _RECORD
     if not file.is_file():
         msg = f"{folder} holds no finished case {case_id}: run `kitsattn preprocess` again, it goes on where it stopped"
         raise KitsattnError(msg)
     return from_json(CaseRecord, read_json(file), str(file))
 
 
-def save_case(folder: Path, source: CaseSource, prepared: PreparedScan, labels: NDArray[np.uint8]) -> CaseRecord:
-    """Prepare a case and write it; its JSON, written last, marks it as finished.
+def save_case(
+    folder: Path, source: CaseSource, prepared: PreparedScan, labels: NDArray[np.uint8], classes: Mapping[str, int]
+) -> CaseRecord:
+    """Prepare a case and write it, as a whole: an earlier one of its name stays until then.
 
     Slices are prepared and packed a chunk at a time, so that the prepared case is never in memory as a whole.
 
@@ -256,9 +265,11 @@ def save_case(folder: Path, source: CaseSource, prepared: PreparedScan, labels: 
         source: Where the case comes from.
         prepared: Its scan.
         labels: Its label map on the scan's grid, (z, y, x).
+        classes: Class name to label value.
+
+    Raises:
+        KitsattnError: If it cannot be written.
     """
-    file = _case_file(folder, source.case_id)
-    file.unlink(missing_ok=True)
     depth, height, width = prepared.shape
     layout = {"chunks": (min(_CHUNK, depth), height, width), "blocks": (1, height, width), **_PACKING}
     image = blosc2.empty(prepared.shape, dtype=np.int16, **layout)
@@ -276,30 +287,34 @@ def save_case(folder: Path, source: CaseSource, prepared: PreparedScan, labels: 
     locations = draw_locations(
         {value: np.concatenate(parts) for value, parts in sorted(foreground.items())}, prepared.shape
     )
-    _write(_image_file(folder, source.case_id), image)
-    _write(_labels_file(folder, source.case_id), label_map)
-    _write(_locations_file(folder, source.case_id), blosc2.asarray(locations, **_PACKING))
-    record = CaseRecord(
-        format=CASE_FORMAT,
-        case_id=source.case_id,
-        geometry=prepared.scan.geometry,
-        placement=prepared.placement,
-        target=prepared.target,
-        image_sha256=source.image_sha256,
-        labels_sha256=source.labels_sha256,
-    )
-    write_json(file, to_json(record))
+    # Packed in memory first: a full disk is then an OSError of ours, while blosc2 would name no reason.
+    packed = {_IMAGE: image, _LABELS: label_map, _LOCATIONS: blosc2.asarray(locations, **_PACKING)}
+    with atomic_folder(case_folder(folder, source.case_id)) as unfinished:
+        sizes = {name: (unfinished / name).write_bytes(array.to_cframe()) for name, array in packed.items()}
+        record = CaseRecord(
+            format=CASE_FORMAT,
+            case_id=source.case_id,
+            geometry=prepared.scan.geometry,
+            placement=prepared.placement,
+            target=prepared.target,
+            labels=classes,
+            image_sha256=source.image_sha256,
+            labels_sha256=source.labels_sha256,
+            sizes=sizes,
+        )
+        write_json(unfinished / _RECORD, to_json(record))
     return record
 
 
-def is_finished(folder: Path, source: CaseSource, target: Target) -> bool:
-    """Tell whether a case was already prepared from the same files for the same target."""
+def is_finished(folder: Path, source: CaseSource, target: Target, classes: Mapping[str, int]) -> bool:
+    """Tell whether a case was prepared from the same files for the same target and classes, and is all there."""
+    place = case_folder(folder, source.case_id)
     try:
         record = read_record(folder, source.case_id)
-    except KitsattnError:
+        whole = all((place / name).stat().st_size == size for name, size in record.sizes.items())
+    except (KitsattnError, OSError):
         return False
-    same_files = (record.image_sha256, record.labels_sha256) == (source.image_sha256, source.labels_sha256)
-    return same_files and record.target == target
+    return whole and _is_of(record, source, target, classes)
 
 
 def draw_locations(voxels: Mapping[int, NDArray[np.intp]], shape: Shape) -> NDArray[np.int32]:
@@ -323,26 +338,14 @@ def draw_locations(voxels: Mapping[int, NDArray[np.intp]], shape: Shape) -> NDAr
     return np.concatenate(drawn)
 
 
-def _case_file(folder: Path, case_id: str) -> Path:
-    return folder / CASES_FOLDER / f"{case_id}.json"
+def case_folder(folder: Path, case_id: str) -> Path:
+    """Return the folder of a case of the prepared data set in `folder`."""
+    return folder / CASES_FOLDER / case_id
 
 
-def _image_file(folder: Path, case_id: str) -> Path:
-    return folder / CASES_FOLDER / f"{case_id}.b2nd"
-
-
-def _labels_file(folder: Path, case_id: str) -> Path:
-    return folder / CASES_FOLDER / f"{case_id}.labels.b2nd"
-
-
-def _locations_file(folder: Path, case_id: str) -> Path:
-    return folder / CASES_FOLDER / f"{case_id}.locations.b2nd"
-
-
-def _write(path: Path, array: Any) -> None:  # noqa: ANN401 - blosc2 has no types
-    # Packed in memory first: a full disk is then an OSError of ours, while blosc2 would name no reason.
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(array.to_cframe())
+def _is_of(record: CaseRecord, source: CaseSource, target: Target, classes: Mapping[str, int]) -> bool:
+    same_files = (record.image_sha256, record.labels_sha256) == (source.image_sha256, source.labels_sha256)
+    return same_files and record.target == target and record.labels == classes
 
 
 @contextmanager
@@ -350,6 +353,6 @@ def _opened(path: Path) -> Iterator[Any]:
     """Open a file for reading; damage may show only while it is read."""
     try:
         yield blosc2.open(str(path), mode="r", dparams=_UNPACKING)
-    except (OSError, RuntimeError) as error:
+    except (MemoryError, OSError, RuntimeError) as error:  # blosc2 takes damage for a great size, too
         msg = f"{path} is missing or damaged: run `kitsattn preprocess --restart` to prepare the data set again"
         raise KitsattnError(msg) from error

@@ -54,12 +54,14 @@ class CaseHeader:
         shape: Of the scan, (z, y, x).
         spacing_mm: Of the scan, (z, y, x).
         slice_axis: Which axis of the scan's file its slices are stacked along, 0, 1 or 2.
+        voxel_bytes: Bytes of a voxel in the files of scan and labels.
     """
 
     case_id: str
     shape: Shape
     spacing_mm: Triple
     slice_axis: int
+    voxel_bytes: tuple[int, int]
 
 
 def read_header(case: CaseFiles) -> CaseHeader:
@@ -69,9 +71,12 @@ def read_header(case: CaseFiles) -> CaseHeader:
         KitsattnError: If a header cannot be read, or image and labels do not lie on the same grid.
     """
     assert case.labels is not None
-    geometry, file_grid, _ = read_grid(case.image)
-    _check_same_grid(case, geometry, read_grid(case.labels)[0])
-    return CaseHeader(case.case_id, geometry.shape, geometry.spacing_mm, file_grid.order[0])
+    geometry, file_grid, image_bytes = read_grid(case.image)
+    labels_geometry, _, labels_bytes = read_grid(case.labels)
+    _check_same_grid(case, geometry, labels_geometry)
+    return CaseHeader(
+        case.case_id, geometry.shape, geometry.spacing_mm, file_grid.order[0], (image_bytes, labels_bytes)
+    )
 
 
 def read_case(case: CaseFiles, classes: Mapping[str, int]) -> tuple[Volume, Volume]:
@@ -111,9 +116,10 @@ def check_case(
     texts = [f"{case.image}: {note}" for note in scan.notes] + [f"{case.labels}: {note}" for note in label_map.notes]
     low, high = scan.array.min(), scan.array.max()
     ends = [end for end, sound in ((low, low < _UNCLIPPED_HU[0]), (high, high > _UNCLIPPED_HU[1])) if not sound]
-    if any(np.count_nonzero(scan.array == end) > _CLIPPED_SHARE * scan.array.size for end in ends):
+    cut = [f"{end:g}" for end in ends if np.count_nonzero(scan.array == end) > _CLIPPED_SHARE * scan.array.size]
+    if cut:
         texts.append(
-            f"{case.image}: the values are cut off at {low:g} and {high:g} HU, as if exported for display: "
+            f"{case.image}: the values are cut off at {' and '.join(cut)} HU, as if exported for display: "
             "export the whole range"
         )
     if fingerprint.spacing_mm[0] > _THICK_MM:

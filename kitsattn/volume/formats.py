@@ -23,6 +23,7 @@ OUTPUT_SUFFIXES = (*nifti.SUFFIXES, ".nrrd", ".mha")
 """Formats that label maps are written in: those that keep header and voxels in one file."""
 
 _RAS_FROM_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_MOST_VOXEL_BYTES = 8
 _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 _DICOM_MAGIC = b"DICM"
 _DICOM_MAGIC_OFFSET = 128
@@ -62,11 +63,11 @@ def read_labels(path: Path) -> Volume:
     return Volume(grid.copy_canonical(label_values(stored, 1.0, 0.0, path)), geometry, grid)
 
 
-def read_grid(path: Path) -> tuple[Geometry, FileGrid, tuple[str, ...]]:
+def read_grid(path: Path) -> tuple[Geometry, FileGrid, int]:
     """Read where the voxels of a scan or label map lie, from its header alone.
 
     Returns:
-        The geometry in (z, y, x), how the array lies in the file, and what was odd, one sentence each.
+        The geometry in (z, y, x), how the array lies in the file, and the bytes of a stored voxel at most.
 
     Raises:
         KitsattnError: If the file is missing, DICOM, or has no header of three axes with an orthogonal grid.
@@ -81,7 +82,7 @@ def read_grid(path: Path) -> tuple[Geometry, FileGrid, tuple[str, ...]]:
     with _itk_errors(path):
         reader.ReadImageInformation()
     grid, geometry = _itk_grid(reader, path)
-    return geometry, grid, ()
+    return geometry, grid, _MOST_VOXEL_BYTES
 
 
 def write_labels(path: Path, labels: Volume, *, note: str | None = None, overwrite: bool = False) -> None:

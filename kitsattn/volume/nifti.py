@@ -38,6 +38,7 @@ _MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 _UNIT_BITS = 0b111
 _GZIP_MAGIC = b"\x1f\x8b"
 _BLOCK_BYTES = 1 << 24
+_FARTHEST_OFFSET = 1 << 31
 
 _log = logging.getLogger(__name__)
 
@@ -74,22 +75,23 @@ def read_labels(path: Path) -> Volume:
     return _read(path, label_values)
 
 
-def read_grid(path: Path) -> tuple[Geometry, FileGrid, tuple[str, ...]]:
+def read_grid(path: Path) -> tuple[Geometry, FileGrid, int]:
     """Read where the voxels lie, from the header alone.
 
     Args:
         path: A .nii or .nii.gz file; compression is recognised by content.
 
     Returns:
-        The geometry in (z, y, x), how the array lies in the file, and what was odd, one sentence each.
+        The geometry in (z, y, x), how the array lies in the file, and the bytes of a stored voxel.
 
     Raises:
         KitsattnError: If the file is missing, or its header is damaged or not one of three axes with an orthogonal
             grid.
     """
     with _file_errors(path), _open(path) as stream:
-        grid, geometry, notes = _read_grid(_read_header(stream, path), path)
-    return geometry, grid, notes
+        header = _read_header(stream, path)
+        grid, geometry, _ = _read_grid(header, path)
+    return geometry, grid, int(header.get_data_dtype().itemsize)
 
 
 def write_nifti(
@@ -207,7 +209,7 @@ def _read_grid(header: nib.Nifti1Header, path: Path) -> tuple[FileGrid, Geometry
     notes = []
     shape = tuple(int(size) for size in header.get_data_shape())
     spatial, further = shape[:SPATIAL_AXES], shape[SPATIAL_AXES:]
-    if len(spatial) < SPATIAL_AXES or any(size != 1 for size in further) or 0 in shape:
+    if len(spatial) < SPATIAL_AXES or any(size != 1 for size in further) or min(shape) < 1:
         msg = f"{path} has the shape {shape}: a scan has three axes, extract one volume from it"
         raise KitsattnError(msg)
     if further:
@@ -226,14 +228,18 @@ def _read_grid(header: nib.Nifti1Header, path: Path) -> tuple[FileGrid, Geometry
 def _choose_affine(header: nib.Nifti1Header) -> tuple[NDArray[np.float64], list[str]]:
     """Return the affine that counts, by the rule at the top of this module, in the header's units, and notes."""
     sform = header.get_sform(coded=True)[0]
-    qform = header.get_qform(coded=True)[0]
+    try:
+        qform = header.get_qform(coded=True)[0]
+    except ValueError as error:  # a quaternion longer than 1
+        if sform is None:
+            msg = f"its qform is no rotation: {error}"
+            raise HeaderDataError(msg) from error
+        return sform, ["The qform is no rotation; the sform was used."]
     if sform is None and qform is None:
         note = "The file states no orientation (sform and qform codes are 0); it was read as Left, Anterior, Superior."
         return header.get_base_affine(), [note]
-    if sform is None:
-        return qform, []
-    if qform is None:
-        return sform, []
+    if sform is None or qform is None:
+        return (qform if sform is None else sform), []
     if not np.all(np.isfinite(sform)) or np.linalg.matrix_rank(sform) < len(sform):
         return qform, ["The sform's matrix is singular; the qform was used."]
     last = np.array([size - 1 for size in header.get_data_shape()[:SPATIAL_AXES]])
@@ -248,6 +254,10 @@ def _read_values(stream: IO[bytes], header: nib.Nifti1Header) -> NDArray[Any]:
     """Read the stored voxels, in file order and without slope and intercept."""
     shape = header.get_data_shape()[:SPATIAL_AXES]
     dtype = header.get_data_dtype()
+    offset = float(header["vox_offset"])
+    if not 0 <= offset < _FARTHEST_OFFSET:
+        msg = f"its voxels begin at byte {offset:g}"
+        raise HeaderDataError(msg)
     stream.seek(header.get_data_offset())
     values = np.empty(shape, dtype, order="F")
     buffer = values.reshape(-1, order="F").view(np.uint8).data

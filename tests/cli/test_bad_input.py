@@ -208,10 +208,26 @@ def test_a_bad_label_map_is_left_out(command: Command, prepared_case: Path, bad:
     assert bad.mend in reason
 
 
-def test_verifying_has_nothing_to_report(refused: Refused, prepared_case: Path) -> None:
-    """The page shows prepared cases, and --verify prepares none."""
-    words = ["preprocess", prepared_case, "--verify", "--report"]
-    assert refused(*words, names="--report", mend="leave one of them out") == []
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--verify", "--report"],
+        ["--plan", "mine.json", "--window", "nnunet"],
+        ["--workers", "2", "--scheduler", "tcp://127.0.0.1:1"],
+    ],
+)
+def test_options_that_contradict_each_other(refused: Refused, prepared_case: Path, words: list[str]) -> None:
+    """None is ignored silently."""
+    assert refused("preprocess", prepared_case, *words, names=words[0], mend="leave one of them out") == []
+
+
+def test_prepared_data_are_not_prepared_again(refused: Refused, prepared_case: Path) -> None:
+    """Their dataset.json is none of nnU-Net's."""
+    folder = Path("kitsattn-workspace/preprocessed/raw")
+    assert prepared_case.is_dir()
+    refused(
+        "preprocess", folder, names=folder, mend="is prepared already: train on it with `kitsattn train --dataset raw`"
+    )
 
 
 def test_an_absent_cluster_is_named(refused: Refused, prepared_case: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -526,7 +542,7 @@ def test_a_full_disk_while_preprocessing(command: Command, process: Process, kit
     (folder / "preprocess.log").write_bytes(b"\n" * 8192)
     line = _one_line(process("4096", "-q", "preprocess", kits_folder, "--workers", "1", program=LIMITED))
     assert "no space left to write" in line
-    assert "case_00000.b2nd: free some disk space and run the command again" in line
+    assert "case_00000: free some disk space and run the command again" in line
     assert not [path for path in _contents(folder) if ".part." in path.name or path.suffix == ".b2nd"]
     assert not (folder / "dataset.json").exists()
     assert command("preprocess", kits_folder, "--workers", "1").exit_code == 0

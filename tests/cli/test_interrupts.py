@@ -146,11 +146,13 @@ def test_preprocessing_is_interrupted_and_goes_on(command: Command, kits_folder:
     (folder / "dataset.json").touch()
     arguments = ["preprocess", str(raw), "--workspace", str(tmp_path / "workspace"), "--workers", "2"]
 
-    _interrupt(["-m", "kitsattn"], arguments, when=lambda: len(list(folder.glob("cases/case_?????.json"))) > 2)
+    _interrupt(["-m", "kitsattn"], arguments, when=lambda: len(list(folder.glob("cases/case_?????"))) > 2)
     assert not (folder / "dataset.json").exists()
-    finished = len(list(folder.glob("cases/case_?????.json")))
+    finished = len(list(folder.glob("cases/case_?????")))
     assert 2 < finished < 48
-    (folder / "cases" / ".0000.part.case_00047.b2nd").touch()
+    remains = folder / "cases" / ".0000.part.new.case_00047"
+    remains.mkdir()
+    os.utime(remains, (0, 0))  # what is young may be another run's
 
     result = command(*arguments)
     assert result.exit_code == 0, result.stderr

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from kitsattn.datasets.find import find_dataset
-from kitsattn.datasets.kits import scan_name
+from kitsattn.datasets.kits import _default_name, scan_name
 from kitsattn.errors import KitsattnError
 from kitsattn.labels import KITS19_LABELS, KITS23_LABELS
 
@@ -67,6 +67,7 @@ def test_description_is_read(tmp_path: Path) -> None:
         ('{"labels": {"background": 0, "kidney": 2}}', "labels must be numbered"),
         ('{"labels": {"air": 0, "kidney": 1}}', "labels must be numbered"),
         ('{"name": "../elsewhere"}', "name must be usable"),
+        ('{"name": "con"}', "name must be usable"),
         ("{", "cannot be read as JSON"),
     ],
 )
@@ -182,3 +183,9 @@ def test_the_same_number_twice_is_refused(tmp_path: Path) -> None:
 def test_a_scan_is_called_after_its_case(path: str, name: str) -> None:
     """Every KiTS scan is called imaging.nii.gz: its folder tells them apart."""
     assert scan_name(Path(path)) == name
+
+
+def test_cases_in_a_containers_data_folder_have_a_name() -> None:
+    """There is no name above /data."""
+    assert _default_name(Path("/data")) == "data"
+    assert _default_name(Path("/x/kits19/data")) == "kits19"

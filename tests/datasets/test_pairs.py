@@ -33,7 +33,7 @@ def test_two_folders(touch: Touch, images: str, labels: str) -> None:
 @pytest.mark.parametrize("suffix", ["_seg", "_label", "_labels", "_segmentation", "_mask", "_SEG"])
 def test_one_folder(touch: Touch, suffix: str) -> None:
     """Label maps are told from scans by the end of their name."""
-    root = touch("a.nii.gz", f"a{suffix}.nii.gz", "b_2.mhd", f"b_2{suffix}.nrrd", "notes_seg.txt")
+    root = touch("a.nii.gz", f"a{suffix}.nii.gz", "b_2.mha", f"b_2{suffix}.nrrd", "notes_seg.txt")
     assert [(case.case_id, case.labels) for case in find_dataset(root).cases] == [
         ("a", root / f"a{suffix}.nii.gz"),
         ("b_2", root / f"b_2{suffix}.nrrd"),

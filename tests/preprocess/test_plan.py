@@ -54,6 +54,13 @@ def test_fractions_of_hu_are_rounded_in_the_histogram() -> None:
     assert found.foreground == make_foreground([-2, 2, 32767])
 
 
+@pytest.mark.parametrize("counts", [(), (0, 1), (1, -1)])
+def test_foreground_has_voxels(counts: tuple[int, ...]) -> None:
+    """A histogram of nothing in a damaged record is refused, and the case looked at again."""
+    with pytest.raises(ValueError, match="counts must begin with a number above 0"):
+        Foreground(0, counts)
+
+
 def test_fingerprint_of_an_unlabelled_scan_has_no_foreground(abdomen: tuple[Volume, Volume]) -> None:
     """A case without kidneys still has a size."""
     scan, labels = abdomen
@@ -181,6 +188,9 @@ def test_users_plan_is_read_with_the_spacing_that_is_given(tmp_path: Path) -> No
         ({"spacing_mm": [0.0, 1.0]}, "spacing_mm must be finite and above 0"),
         ({"spacing_mm": 0.8}, "spacing_mm must be a list"),
         ({"clip_hu": [300, -300]}, "clip_hu must be a lower and a higher value"),
+        ({"clip_hu": [0, 0.001]}, "clip_hu must be a lower and a higher value"),
+        ({"clip_hu": [-50000, 300]}, "clip_hu must be a lower and a higher value from -32768 to 32767"),
+        ({"patch_size": [64, 100000]}, "patch_size must be 32 or more, 4096 at most"),
         ({"std_hu": 0}, "std_hu above 0"),
         ({"patch_size": [16, 128]}, "patch_size must be 32 or more"),
         ({"patch": [128, 128]}, "unknown key 'patch'"),

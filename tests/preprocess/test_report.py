@@ -255,7 +255,7 @@ def test_prepared_data_set_is_reported_with_a_preview_of_every_case(kits_folder:
     assert "SYNTHETIC" in report.text
     drawn = {preview.name: preview.stat().st_mtime_ns for preview in (tmp_path / "out" / "previews").iterdir()}
     assert sorted(drawn) == [f"case_0000{number}.webp" for number in range(6)]
-    (tmp_path / "out" / "cases" / "case_00002.json").touch()
+    (tmp_path / "out" / "cases" / "case_00002" / "case.json").touch()
     report_dataset(result, workers=2)
     again = {preview.name: preview.stat().st_mtime_ns for preview in (tmp_path / "out" / "previews").iterdir()}
     assert [name for name in drawn if again[name] != drawn[name]] == ["case_00002.webp"]
@@ -264,7 +264,7 @@ def test_prepared_data_set_is_reported_with_a_preview_of_every_case(kits_folder:
 def test_damaged_case_is_named_rather_than_drawn(kits_folder: Path, tmp_path: Path) -> None:
     """A prepared case that cannot be read stops the report with the file and its mend."""
     result = preprocess_dataset(find_dataset(kits_folder), tmp_path / "out", workers=1)
-    (tmp_path / "out" / "cases" / "case_00004.b2nd").write_bytes(b"broken")
+    (tmp_path / "out" / "cases" / "case_00004" / "image.b2nd").write_bytes(b"broken")
 
-    with pytest.raises(KitsattnError, match=r"case_00004\.b2nd is missing or damaged: .*--restart"):
+    with pytest.raises(KitsattnError, match=r"case_00004.image\.b2nd is missing or damaged: .*--restart"):
         report_dataset(result, workers=1)

@@ -1,6 +1,7 @@
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,10 +18,12 @@ import pytest
 from kitsattn.config import to_json
 from kitsattn.datasets.find import find_dataset
 from kitsattn.errors import KitsattnError
+from kitsattn.preprocess import run
 from kitsattn.preprocess.plan import Plan
 from kitsattn.preprocess.run import Preprocessed, preprocess_dataset, verify_dataset
 from kitsattn.preprocess.store import open_dataset
-from kitsattn.preprocess.verify import Finding
+from kitsattn.preprocess.verify import CaseHeader, Finding
+from kitsattn.preprocess.worker import prepare_case
 from kitsattn.volume.nifti import read_labels, read_scan, write_nifti
 from kitsattn.volume.volume import Volume
 
@@ -108,7 +111,7 @@ def test_run_that_was_killed_goes_on_to_the_same_bytes(tmp_path: Path, raw: Path
     folder = tmp_path / "out"
     process = subprocess.Popen([sys.executable, "-c", script, str(raw), str(folder)])
     try:
-        while process.poll() is None and not (folder / "cases" / "case_00001.json").is_file():
+        while process.poll() is None and not (folder / "cases" / "case_00001" / "case.json").is_file():
             time.sleep(0.001)
     finally:
         process.kill()
@@ -140,7 +143,7 @@ def test_cluster_prepares_the_same_though_a_worker_is_killed(
 
         with Client(cluster) as client:  # type: ignore[no-untyped-call]
             processes = client.run(os.getpid)
-        while not list((tmp_path / "out" / "cases").glob("case_?????.json")):
+        while not list((tmp_path / "out" / "cases").glob("case_?????")):
             time.sleep(0.001)
         os.kill(next(iter(processes.values())), signal.SIGKILL)
         killed.append(True)
@@ -162,16 +165,16 @@ def test_finished_cases_are_kept(tmp_path: Path, raw: Path, caplog: pytest.LogCa
     caplog.set_level(logging.INFO)
     folder = tmp_path / "out"
     first = preprocess(raw, folder)
-    kept = (folder / "cases" / "case_00000.b2nd").stat().st_mtime_ns
-    (folder / "cases" / "case_00001.json").unlink()
+    kept = (folder / "cases" / "case_00000" / "image.b2nd").stat().st_mtime_ns
+    (folder / "cases" / "case_00001" / "case.json").unlink()
 
     again = preprocess(raw, folder)
 
     assert again == replace(first, kept=1)
     assert "1 cases prepared, 1 were finished already" in caplog.text
-    assert (folder / "cases" / "case_00000.b2nd").stat().st_mtime_ns == kept
+    assert (folder / "cases" / "case_00000" / "image.b2nd").stat().st_mtime_ns == kept
     assert preprocess(raw, folder, resume=False).kept == 0
-    assert (folder / "cases" / "case_00000.b2nd").stat().st_mtime_ns > kept
+    assert (folder / "cases" / "case_00000" / "image.b2nd").stat().st_mtime_ns > kept
 
 
 def test_new_cases_leave_the_finished_ones_alone(tmp_path: Path, raw: Path, write_case: WriteCase) -> None:
@@ -219,36 +222,128 @@ def test_one_bad_case_does_not_lose_the_others(tmp_path: Path, raw: Path) -> Non
     assert open_dataset(tmp_path / "out").cases == ("case_00001",)
 
 
-def test_without_a_good_case_the_first_error_is_raised(tmp_path: Path, raw: Path) -> None:
-    """Nothing is written where nothing could be prepared."""
+def test_without_a_good_case_the_first_error_is_raised(
+    tmp_path: Path, raw: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is written where nothing could be prepared, and the log tells of each case."""
+    caplog.set_level(logging.DEBUG)
     for case_id in ("case_00000", "case_00001"):
         (raw / case_id / "segmentation.nii.gz").write_bytes(b"broken")
 
-    with pytest.raises(KitsattnError, match=r"case_00000.segmentation\.nii\.gz is not a NIfTI file"):
+    with pytest.raises(
+        KitsattnError, match=r"none of 2 cases .*: .*case_00000.segmentation\.nii\.gz is not a NIfTI file"
+    ):
         preprocess(raw, tmp_path / "out")
 
     assert not list((tmp_path / "out").rglob("*.json"))
+    assert "case_00001/segmentation.nii.gz is not a NIfTI file" in caplog.text
 
 
-def test_data_set_that_changes_is_unfinished_meanwhile(
-    tmp_path: Path, raw: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("window", ["paper", "nnunet"])
+def test_what_became_of_cases_is_told_where_no_plan_can_be_made(
+    tmp_path: Path, raw: Path, caplog: pytest.LogCaptureFixture, window: str
 ) -> None:
-    """Stopped on the way to another spacing, the data set is unfinished; stopped while nothing changes, it is not."""
+    """A damaged case is not forgotten because the other one has nothing labelled."""
+    path = raw / "case_00000" / "segmentation.nii.gz"
+    write_nifti(path, read_labels(path).with_array(np.zeros((12, 60, 80), np.uint8)))
+    path = raw / "case_00001" / "imaging.nii.gz"
+    path.write_bytes(path.read_bytes()[:-2000])
+
+    with pytest.raises(KitsattnError, match="no case has a labelled voxel"):
+        preprocess(raw, tmp_path / "out", window=window)
+
+    assert f"{path} is truncated or damaged" in caplog.text
+    path.write_bytes(b"")
+    with pytest.raises(KitsattnError, match="no case has a labelled voxel"):
+        preprocess(raw, tmp_path / "out", window=window)
+
+
+def test_data_set_is_unfinished_while_it_is_made(tmp_path: Path, raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped on the way, a folder has no dataset.json; its finished cases are kept, but not by --restart."""
     folder = tmp_path / "out"
     preprocess(raw, folder)
 
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("kitsattn.preprocess.run._prepare", stop)
-    with pytest.raises(KeyboardInterrupt):
-        preprocess(raw, folder)
-    assert open_dataset(folder).cases == ("case_00000", "case_00001")
+    for resume, kept in ((True, 2), (False, 0)):
+        monkeypatch.setattr("kitsattn.preprocess.run.prepare_case", stop)
+        with pytest.raises(KeyboardInterrupt):
+            preprocess(raw, folder, resume=resume)
+        with pytest.raises(KitsattnError, match="holds no finished data set"):
+            open_dataset(folder)
+        monkeypatch.setattr("kitsattn.preprocess.run.prepare_case", prepare_case)
+        assert preprocess(raw, folder).kept == kept
 
-    with pytest.raises(KeyboardInterrupt):
-        preprocess(raw, folder, spacing_mm=3.0)
-    with pytest.raises(KitsattnError, match="holds no finished data set"):
-        open_dataset(folder)
+
+def test_other_classes_are_prepared_again(tmp_path: Path, raw: Path) -> None:
+    """The same files may mean something else: what was a cyst is refused where there are no cysts."""
+    path = raw / "case_00001" / "segmentation.nii.gz"
+    labels = read_labels(path)
+    write_nifti(path, labels.with_array(np.where(labels.array == 2, 3, labels.array).astype(np.uint8)), axes="IPL")
+    folder = tmp_path / "out"
+    first = preprocess_dataset(find_dataset(raw, layout="kits23"), folder, workers=1)
+
+    second = preprocess_dataset(find_dataset(raw, layout="kits19"), folder, workers=1)
+
+    assert first.fingerprints[1].voxels["cyst"] > 0
+    assert second.kept == 0
+    assert "unknown labels [3]" in errors(second.findings)["case_00001"]
+
+
+def test_another_data_set_of_the_name_is_refused(tmp_path: Path, raw: Path) -> None:
+    """Prepared cases are not written over by those of another folder; a raw folder that has moved is the same data."""
+    folder = tmp_path / "out"
+    preprocess(raw, folder)
+    shutil.copytree(raw, tmp_path / "other")
+
+    with pytest.raises(
+        KitsattnError, match=r"holds another data set of this name, from .*raw.case_00000.*: give this one"
+    ):
+        preprocess(tmp_path / "other", folder)
+
+    raw.rename(tmp_path / "gone")
+    assert preprocess(tmp_path / "other", folder).kept == 2
+
+
+def test_findings_of_kept_cases_name_the_files_where_they_lie_now(tmp_path: Path, raw: Path) -> None:
+    """A remark outlives a move of the raw folder, its old path does not."""
+    labels = read_labels(raw / "case_00001" / "segmentation.nii.gz")
+    labels.array[:, 0, 0] = 1
+    write_nifti(raw / "case_00001" / "segmentation.nii.gz", labels)
+    preprocess(raw, tmp_path / "out")
+    moved = raw.rename(tmp_path / "moved")
+
+    result = preprocess(moved, tmp_path / "out")
+
+    (finding,) = (finding for finding in result.findings if "lie outside the body" in finding.text)
+    assert result.kept == 2
+    assert finding.text.startswith(str(moved / "case_00001" / "segmentation.nii.gz"))
+
+
+@pytest.mark.parametrize(
+    ("spacing", "reason"),
+    [
+        (0.05, r"at 0.05 mm the slices of case_00000 would have 4800 x 6400 voxels, and 4096 are the most"),
+        (0.001, r"an in-plane spacing of 0.001 mm is none of a CT scan"),
+    ],
+)
+def test_a_slip_of_the_pen_in_the_spacing_costs_nothing(tmp_path: Path, raw: Path, spacing: float, reason: str) -> None:
+    """Cm instead of mm is refused before anything is touched."""
+    before = preprocess(raw, tmp_path / "out").dataset
+
+    with pytest.raises(KitsattnError, match=reason):
+        preprocess(raw, tmp_path / "out", spacing_mm=spacing)
+
+    assert open_dataset(tmp_path / "out") == before
+
+
+def test_memory_of_a_worker_goes_by_what_its_files_hold() -> None:
+    """float64 in the file is there beside the float32 it becomes; KiTS19's largest case needs 1.8 GB."""
+    header = CaseHeader("case_00151", (1059, 512, 512), (0.5, 0.81, 0.81), 0, (2, 1))
+
+    assert run._needed_bytes(header) == pytest.approx(0.25e9 + 5.5 * 1059 * 512 * 512)
+    assert run._needed_bytes(replace(header, voxel_bytes=(8, 1))) > 2 * run._needed_bytes(header)
 
 
 def test_spacing_and_plan_of_the_user_count(tmp_path: Path, raw: Path) -> None:
@@ -321,16 +416,21 @@ def test_what_is_known_of_the_challenges_cases_is_noted(tmp_path: Path, write_ca
 def test_a_plan_edited_by_hand_is_kept_and_its_use_told(
     tmp_path: Path, raw: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """plan.json says what was used; an edit in place is not used silently, nor lost."""
+    """plan.json says what was used; an edit in place is not used silently, nor lost, however often it is replaced."""
     folder = tmp_path / "out"
     preprocess(raw, folder)
     edited = {**json.loads((folder / "plan.json").read_text()), "patch_size": [64, 64]}
     (folder / "plan.json").write_text(json.dumps(edited))
     preprocess(raw, folder)
-    assert json.loads((folder / "plan.previous.json").read_text()) == edited
-    assert json.loads((folder / "plan.json").read_text()) != edited
+    preprocess(raw, folder, spacing_mm=3.0)
+    (folder / "plan.json").write_text("{")
+    preprocess(raw, folder)
+    assert json.loads((folder / "plan.previous-1.json").read_text()) == edited
+    assert json.loads((folder / "plan.previous-2.json").read_text())["patch_size"] != [64, 64]
+    assert (folder / "plan.previous-3.json").read_text() == "{"
+    assert json.loads((folder / "plan.json").read_text())["spacing_mm"] == [4.0, 4.0]
     assert "add --plan" in caplog.text
-    again = preprocess(raw, folder, plan_file=folder / "plan.previous.json")
+    again = preprocess(raw, folder, plan_file=folder / "plan.previous-1.json")
     assert again.dataset.plan.patch_size == (64, 64)
 
 

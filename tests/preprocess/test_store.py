@@ -10,7 +10,7 @@ import pytest
 from joblib import Parallel, delayed
 
 from kitsattn.errors import KitsattnError
-from kitsattn.labels import KITS19_LABELS
+from kitsattn.labels import KITS19_LABELS, KITS23_LABELS
 from kitsattn.preprocess.case import prepare_labels, prepare_scan
 from kitsattn.preprocess.plan import Plan
 from kitsattn.preprocess.store import (
@@ -34,7 +34,7 @@ Abdomen = tuple[Volume, Volume]
 @pytest.fixture
 def stored(tmp_path: Path, abdomen: Abdomen) -> StoredCase:
     """The small abdomen, prepared and stored in `tmp_path`."""
-    record = save_case(tmp_path, SOURCE, prepare_scan(abdomen[0], PLAN.target), abdomen[1].array)
+    record = save_case(tmp_path, SOURCE, prepare_scan(abdomen[0], PLAN.target), abdomen[1].array, KITS19_LABELS)
     return StoredCase(tmp_path, record, PLAN.mean_hu, PLAN.std_hu)
 
 
@@ -69,7 +69,9 @@ def test_locations_lie_in_their_class(stored: StoredCase) -> None:
 
 def test_case_without_foreground_has_no_locations(tmp_path: Path, abdomen: Abdomen) -> None:
     """A healthy case is a case."""
-    record = save_case(tmp_path, SOURCE, prepare_scan(abdomen[0], PLAN.target), np.zeros_like(abdomen[1].array))
+    record = save_case(
+        tmp_path, SOURCE, prepare_scan(abdomen[0], PLAN.target), np.zeros_like(abdomen[1].array), KITS19_LABELS
+    )
 
     assert StoredCase(tmp_path, record, PLAN.mean_hu, PLAN.std_hu).locations == {}
 
@@ -100,38 +102,64 @@ def test_stored_case_can_be_sent_to_another_process(stored: StoredCase) -> None:
     assert np.array_equal(np.concatenate(found), stored.read_slices([3, 4]))
 
 
-def test_only_the_json_makes_a_case_finished(tmp_path: Path, stored: StoredCase) -> None:
-    """A case counts as finished with its own files and target only, and not without its JSON."""
-    assert is_finished(tmp_path, SOURCE, PLAN.target)
-    assert not is_finished(tmp_path, SOURCE, replace(PLAN.target, clip_hu=(-300.0, 299.0)))
-    assert not is_finished(tmp_path, replace(SOURCE, image_sha256="cc"), PLAN.target)
-    (tmp_path / "cases" / "case_00003.json").unlink()
-    assert not is_finished(tmp_path, SOURCE, PLAN.target)
+def test_case_is_finished_for_its_own_files_target_and_classes(tmp_path: Path, stored: StoredCase) -> None:
+    """Anything else is prepared again, and so is a case of which a file is gone or short."""
+    assert is_finished(tmp_path, SOURCE, PLAN.target, KITS19_LABELS)
+    assert not is_finished(tmp_path, SOURCE, replace(PLAN.target, clip_hu=(-300.0, 299.0)), KITS19_LABELS)
+    assert not is_finished(tmp_path, replace(SOURCE, image_sha256="cc"), PLAN.target, KITS19_LABELS)
+    assert not is_finished(tmp_path, SOURCE, PLAN.target, KITS23_LABELS)
+    image = tmp_path / "cases" / "case_00003" / "image.b2nd"
+    content = image.read_bytes()
+    image.write_bytes(content[:-1])
+    assert not is_finished(tmp_path, SOURCE, PLAN.target, KITS19_LABELS)
+    image.unlink()
+    assert not is_finished(tmp_path, SOURCE, PLAN.target, KITS19_LABELS)
+    image.write_bytes(content)
+    assert is_finished(tmp_path, SOURCE, PLAN.target, KITS19_LABELS)
+    (tmp_path / "cases" / "case_00003" / "case.json").unlink()
+    assert not is_finished(tmp_path, SOURCE, PLAN.target, KITS19_LABELS)
     with pytest.raises(KitsattnError, match=r"no finished case case_00003: run `kitsattn preprocess` again"):
         read_record(tmp_path, "case_00003")
 
 
-def test_case_that_is_written_anew_is_unfinished_until_it_is_whole(
+def test_case_that_is_written_anew_stays_as_it_was_until_the_new_one_is_whole(
     tmp_path: Path, stored: StoredCase, abdomen: Abdomen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If writing over a finished case stops half way, the case no longer counts as finished."""
+    """If writing over a finished case stops half way, the earlier one is there, and nothing of the new one."""
+    before = stored.read_slices([0, 7])
 
-    def stop(path: Path, array: object) -> None:
+    def stop(path: Path, content: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("kitsattn.preprocess.store._write", stop)
+    monkeypatch.setattr("kitsattn.preprocess.store.write_json", stop)
 
     with pytest.raises(KeyboardInterrupt):
-        save_case(tmp_path, SOURCE, prepare_scan(abdomen[0], PLAN.target), abdomen[1].array)
-    assert not is_finished(tmp_path, SOURCE, PLAN.target)
+        save_case(tmp_path, SOURCE, prepare_scan(abdomen[0], PLAN.target), abdomen[1].array, KITS19_LABELS)
+    assert [path.name for path in (tmp_path / "cases").iterdir()] == ["case_00003"]
+    assert is_finished(tmp_path, SOURCE, PLAN.target, KITS19_LABELS)
+    assert np.array_equal(stored.read_slices([0, 7]), before)
+
+
+def test_cases_share_no_file_whatever_they_are_called(tmp_path: Path, abdomen: Abdomen) -> None:
+    """A case may be called like another one's labels."""
+    for name in ("x", "x.labels", "x.image.b2nd"):
+        save_case(tmp_path, replace(SOURCE, case_id=name), prepare_scan(abdomen[0], PLAN.target), abdomen[1].array, {})
+
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) == 12
+    assert {read_record(tmp_path, name).case_id for name in ("x", "x.labels", "x.image.b2nd")} == {
+        "x",
+        "x.labels",
+        "x.image.b2nd",
+    }
 
 
 def test_damaged_file_is_named(tmp_path: Path, stored: StoredCase) -> None:
     """A truncated image says which file it is and how to make it again."""
-    file = tmp_path / "cases" / "case_00003.b2nd"
+    file = tmp_path / "cases" / "case_00003" / "image.b2nd"
     file.write_bytes(file.read_bytes()[:1000])
 
-    with pytest.raises(KitsattnError, match=r"case_00003\.b2nd is missing or damaged: .*--restart"):
+    with pytest.raises(KitsattnError, match=r"case_00003.image\.b2nd is missing or damaged: .*--restart"):
         stored.read_slices([0])
 
 
@@ -175,29 +203,34 @@ def test_other_formats_are_refused(tmp_path: Path, content: object) -> None:
 
 def test_case_of_another_format_is_refused(tmp_path: Path, stored: StoredCase) -> None:
     """A case of another version is not guessed at either, and is prepared again."""
-    file = tmp_path / "cases" / "case_00003.json"
+    file = tmp_path / "cases" / "case_00003" / "case.json"
     file.write_text(file.read_text().replace("kitsattn-case/1", "kitsattn-case/9"))
 
     with pytest.raises(KitsattnError, match="'kitsattn-case/9' is not 'kitsattn-case/1'"):
         read_record(tmp_path, "case_00003")
-    assert not is_finished(tmp_path, SOURCE, PLAN.target)
+    assert not is_finished(tmp_path, SOURCE, PLAN.target, KITS19_LABELS)
 
 
-def test_case_of_another_plan_is_refused(dataset: PreparedDataset, stored: StoredCase) -> None:
-    """Cases of different plans never get into one training."""
+def test_case_of_another_plan_or_of_other_files_is_refused(dataset: PreparedDataset, stored: StoredCase) -> None:
+    """Cases of different plans or labels never get into one training, nor such as have changed since."""
     assert dataset.open_case("case_00003") == stored
 
-    with pytest.raises(KitsattnError, match="case_00003 was prepared with another plan"):
-        replace(dataset, plan=replace(PLAN, spacing_mm=(3.0, 4.0))).open_case("case_00003")
+    for other in (
+        replace(dataset, plan=replace(PLAN, spacing_mm=(3.0, 4.0))),
+        replace(dataset, labels=KITS23_LABELS),
+        replace(dataset, sources={"case_00003": replace(SOURCE, labels_sha256="cc")}),
+    ):
+        with pytest.raises(KitsattnError, match="case_00003 was prepared with another plan or other files"):
+            other.open_case("case_00003")
 
 
 def test_full_disk_is_one_line_and_leaves_no_file(tmp_path: Path) -> None:
-    """When no more can be written the file is named, and neither it nor a temporary one is left."""
+    """When no more can be written the case is named, and neither it nor a temporary one is left."""
     resource = pytest.importorskip("resource", reason="limits the size of files as POSIX systems can")
     script = (
-        "import sys, numpy as np, blosc2; from pathlib import Path; from kitsattn.preprocess import store;"
-        "noise = np.random.default_rng(1).integers(0, 30000, (8, 100, 100)).astype(np.int16);"
-        "store._write(Path(sys.argv[1]), blosc2.asarray(noise, **store._PACKING))"
+        "import sys, numpy as np; from pathlib import Path; from kitsattn.files import atomic_folder\n"
+        "with atomic_folder(Path(sys.argv[1])) as folder:\n"
+        "    (folder / 'image.b2nd').write_bytes(bytes(100_000))\n"
     )
 
     def limit() -> None:
@@ -205,12 +238,12 @@ def test_full_disk_is_one_line_and_leaves_no_file(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 
     found = subprocess.run(
-        [sys.executable, "-B", "-c", script, str(tmp_path / "image.b2nd")],
+        [sys.executable, "-B", "-c", script, str(tmp_path / "case_00000")],
         capture_output=True,
         text=True,
         check=False,
         preexec_fn=limit,
     )
 
-    assert f"no space left to write {tmp_path / 'image.b2nd'}: free some disk space" in found.stderr
+    assert f"no space left to write {tmp_path / 'case_00000'}: free some disk space" in found.stderr
     assert list(tmp_path.iterdir()) == []

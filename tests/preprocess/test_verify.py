@@ -52,10 +52,10 @@ def test_nothing_is_found_in_a_good_case(case: CaseFiles) -> None:
 
 def test_header_is_that_of_the_file(case: CaseFiles) -> None:
     """Shape and spacing are in (z, y, x); KiTS19 stacks slices along the first axis of a file, most others the last."""
-    assert read_header(case) == CaseHeader("case_00004", (12, 60, 80), (5.0, 4.0, 4.0), 0)
+    assert read_header(case) == CaseHeader("case_00004", (12, 60, 80), (5.0, 4.0, 4.0), 0, (2, 1))
     for path in (case.image, labels_of(case)):
         write_nifti(path, read_scan(path), axes="RAS")
-    assert read_header(case) == CaseHeader("case_00004", (12, 60, 80), (5.0, 4.0, 4.0), 2)
+    assert read_header(case) == CaseHeader("case_00004", (12, 60, 80), (5.0, 4.0, 4.0), 2, (2, 2))
 
 
 @pytest.mark.parametrize("read", [read_header, lambda case: read_case(case, KITS19_LABELS)])
@@ -124,7 +124,7 @@ def test_scan_exported_for_display_is_suspected(case: CaseFiles) -> None:
 
     (finding,) = check(case)
 
-    assert "the values are cut off at -160 and 235 HU" in finding.text
+    assert "the values are cut off at -160 HU" in finding.text
 
 
 def test_empty_label_map_and_missing_class_are_told(case: CaseFiles) -> None:
@@ -154,9 +154,9 @@ def test_slices_far_apart_are_suspected(case: CaseFiles) -> None:
 
 def test_odd_one_out_is_noted() -> None:
     """A case of other slices than the rest, like KiTS19's case_00160 of 512 x 796, or stacked otherwise."""
-    headers = [CaseHeader(f"case_{number:05}", (100, 512, 512), (1.0, 0.8, 0.8), 0) for number in range(3)]
-    wide = CaseHeader("case_00160", (252, 512, 796), (1.0, 0.8, 0.8), 0)
-    turned = CaseHeader("case_00161", (252, 512, 512), (1.0, 0.8, 0.8), 2)
+    headers = [CaseHeader(f"case_{number:05}", (100, 512, 512), (1.0, 0.8, 0.8), 0, (2, 1)) for number in range(3)]
+    wide = CaseHeader("case_00160", (252, 512, 796), (1.0, 0.8, 0.8), 0, (2, 1))
+    turned = CaseHeader("case_00161", (252, 512, 512), (1.0, 0.8, 0.8), 2, (2, 1))
 
     assert check_headers(headers) == []
     assert check_headers([*headers, wide, turned]) == [

@@ -8,7 +8,7 @@ import pytest
 
 from kitsattn.errors import KitsattnError
 from kitsattn.volume.geometry import Geometry
-from kitsattn.volume.nifti import read_labels, read_scan, write_labels, write_nifti
+from kitsattn.volume.nifti import read_grid, read_labels, read_scan, write_labels, write_nifti
 from kitsattn.volume.volume import Volume
 
 SPACING_MM = (5.0, 0.7, 0.9)
@@ -434,3 +434,53 @@ def test_real_scan_reads_the_same_in_four_layouts(tmp_path: Path, test_data: Pat
         turned = read_scan(tmp_path / f"{axes}.nii.gz")
         assert np.array_equal(turned.array, scan.array)
         assert turned.geometry.difference(scan.geometry, tolerance_mm=1e-4) is None
+
+
+def write_header(path: Path, **fields: object) -> None:
+    """Write a scan whose header has these fields as given, whatever they say."""
+    image = make_image(np.zeros((4, 3, 2), np.int16))
+    content = bytearray(image.to_bytes())
+    header = image.header.copy()
+    for name, value in fields.items():
+        header[name] = value
+    content[: header.sizeof_hdr] = header.binaryblock
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("read", [read_scan, read_grid])
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"dim": [3, -4, 3, 2, 1, 1, 1, 1]}, r"has the shape \(-4, 3, 2\)"),
+        ({"quatern_b": 1.5, "qform_code": 1, "sform_code": 0}, "its qform is no rotation"),
+        ({"vox_offset": np.nan}, "its voxels begin at byte nan"),
+        ({"vox_offset": 1e12}, "its voxels begin at byte 1e\\+12"),
+    ],
+)
+def test_impossible_headers_are_one_line(tmp_path: Path, read: Any, fields: dict[str, object], reason: str) -> None:
+    """Single fields that no writer makes, but damage does."""
+    write_header(tmp_path / "scan.nii", **fields)
+
+    if read is read_grid and "vox_offset" in fields:
+        read(tmp_path / "scan.nii")  # where voxels begin does not matter yet
+        return
+    with pytest.raises(KitsattnError, match=rf"scan\.nii .*{reason}"):
+        read(tmp_path / "scan.nii")
+
+
+def test_sform_counts_where_the_qform_is_no_rotation(tmp_path: Path) -> None:
+    """A quaternion longer than 1 is reported and left alone."""
+    write_header(tmp_path / "scan.nii", quatern_b=1.5, qform_code=1, sform_code=1)
+
+    assert read_scan(tmp_path / "scan.nii").notes == ("The qform is no rotation; the sform was used.",)
+
+
+def test_grid_is_read_from_the_header_alone(tmp_path: Path) -> None:
+    """A file without a voxel tells where they would lie, and how large each is."""
+    write_nifti(tmp_path / "scan.nii", make_volume(), axes="IPL")
+    (tmp_path / "scan.nii").write_bytes((tmp_path / "scan.nii").read_bytes()[:352])
+
+    geometry, grid, voxel_bytes = read_grid(tmp_path / "scan.nii")
+
+    assert geometry.difference(make_volume().geometry) is None
+    assert (grid.order[0], voxel_bytes) == (0, 2)

@@ -1,0 +1,134 @@
+"""What is done with one raw case, in whichever process: look at it, take its fingerprint, prepare it; once."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from kitsattn.config import from_json, to_json
+from kitsattn.datasets.dataset import CaseFiles
+from kitsattn.errors import KitsattnError
+from kitsattn.files import read_json, sha256, write_json
+from kitsattn.preprocess.case import prepare_scan
+from kitsattn.preprocess.crop import body_box
+from kitsattn.preprocess.fingerprint import Fingerprint, take_fingerprint
+from kitsattn.preprocess.plan import Target
+from kitsattn.preprocess.store import CaseSource, is_finished, save_case
+from kitsattn.preprocess.verify import Finding, check_case, read_case
+
+FINGERPRINTS_FOLDER = "fingerprints"
+
+_FORMAT = "kitsattn-fingerprint/1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseReview:
+    """What was seen in a case; kept as `fingerprints/<id>.json`, so that a finished case need not be read again.
+
+    Attributes:
+        format: Tag of the format; another one is made anew.
+        source: The files that were looked at.
+        labels: Class name to label value.
+        fingerprint: Of the case.
+        findings: What is odd about it.
+    """
+
+    format: str
+    source: CaseSource
+    labels: Mapping[str, int]
+    fingerprint: Fingerprint
+    findings: tuple[Finding, ...]
+
+    def __post_init__(self) -> None:
+        """Check the format."""
+        if self.format != _FORMAT:
+            msg = f"format {self.format!r} is not {_FORMAT!r}"
+            raise ValueError(msg)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What became of a case.
+
+    Attributes:
+        review: What was seen in it.
+        kept: Whether it was finished before.
+    """
+
+    review: CaseReview
+    kept: bool
+
+
+def review_case(case: CaseFiles, *, classes: Mapping[str, int]) -> CaseReview:
+    """Read every voxel of a case and tell what was seen.
+
+    Raises:
+        KitsattnError: If it cannot be read, or its files do not belong together.
+    """
+    scan, label_map = read_case(case, classes)
+    fingerprint = take_fingerprint(case.case_id, scan, label_map.array, classes, body_box(scan))
+    findings = check_case(case, scan, label_map, fingerprint, classes)
+    return CaseReview(
+        format=_FORMAT,
+        source=_find_source(case),
+        labels=classes,
+        fingerprint=fingerprint,
+        findings=tuple(findings),
+    )
+
+
+def prepare_case(case: CaseFiles, *, folder: Path, classes: Mapping[str, int], target: Target | None) -> Prepared:
+    """Look at a case and prepare it for `target`, unless that was done before; without a target only look at it.
+
+    Args:
+        case: The raw files.
+        folder: Of the prepared data set.
+        classes: Class name to label value.
+        target: Spacing and window.
+
+    Raises:
+        KitsattnError: If it cannot be read or written, or its files do not belong together.
+    """
+    source = _find_source(case)
+    file = folder / FINGERPRINTS_FOLDER / f"{case.case_id}.json"
+    # A review that is missing, of another version, or of other files is made anew.
+    with suppress(KitsattnError):
+        review = from_json(CaseReview, read_json(file), str(file))
+        if review.labels == classes and _same_content(review.source, source):
+            review = _moved(review, source)
+            if target is None or is_finished(folder, source, target, classes):
+                return Prepared(review, kept=True)
+    scan, label_map = read_case(case, classes)
+    prepared = None if target is None else prepare_scan(scan, target)
+    box = body_box(scan) if prepared is None else prepared.placement.box
+    fingerprint = take_fingerprint(case.case_id, scan, label_map.array, classes, box)
+    findings = tuple(check_case(case, scan, label_map, fingerprint, classes))
+    review = CaseReview(format=_FORMAT, source=source, labels=classes, fingerprint=fingerprint, findings=findings)
+    write_json(file, to_json(review))
+    if prepared is not None:
+        save_case(folder, source, prepared, label_map.array, classes)
+    return Prepared(review, kept=False)
+
+
+def _find_source(case: CaseFiles) -> CaseSource:
+    assert case.labels is not None
+    return CaseSource(case.case_id, case.image, case.labels, sha256(case.image), sha256(case.labels))
+
+
+def _same_content(one: CaseSource, other: CaseSource) -> bool:
+    return (one.image_sha256, one.labels_sha256) == (other.image_sha256, other.labels_sha256)
+
+
+def _moved(review: CaseReview, source: CaseSource) -> CaseReview:
+    """Return a review whose findings name the files where they lie now."""
+    before = review.source
+    findings = [
+        replace(
+            finding,
+            text=finding.text.replace(str(before.image), str(source.image)).replace(
+                str(before.labels), str(source.labels)
+            ),
+        )
+        for finding in review.findings
+    ]
+    return replace(review, source=source, findings=tuple(findings))
