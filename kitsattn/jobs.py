@@ -222,7 +222,7 @@ def _on_this_machine(
     if workers == 1 and not apart:
         yield from ((_attempt(work, case), []) for case in cases)
         return
-    from concurrent.futures.process import BrokenProcessPool  # noqa: PLC0415 - `kitsattn --help` does without
+    from joblib.externals.loky.process_executor import TerminatedWorkerError  # noqa: PLC0415 - brings numpy, see below
 
     child = _Child(work)
     done, alone_until = 0, 0
@@ -233,7 +233,7 @@ def _on_this_machine(
             for outcome in _in_processes(child, batch, workers):
                 yield outcome
                 done += 1
-        except BrokenProcessPool:
+        except TerminatedWorkerError:
             if alone:
                 yield _killed(cases[done]), []
                 done += 1

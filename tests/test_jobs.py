@@ -8,8 +8,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import psutil
@@ -80,27 +80,45 @@ def test_processes_can_be_started_from_any_thread() -> None:
     assert seen == [signal.getsignal(signal.SIGINT)]
 
 
-def kill_oneself_at(fatal: int, value: int) -> int:
-    """Return twice the value, or be killed as by a system that has run out of memory."""
-    if value == fatal:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return 2 * value
+def killer(fatal: int) -> Callable[[int], int]:
+    """Return work that doubles, and that at `fatal` is killed as by a system that has run out of memory."""
+
+    # A function of its own here and below: other processes cannot import this file.
+    def work(value: int) -> int:
+        if value == fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return 2 * value
+
+    return work
 
 
-def refuse_odd(value: int) -> int:
-    """Return even values, refuse odd ones, and run out of memory at 4."""
-    if value % 2:
-        msg = f"{value} is odd"
-        raise KitsattnError(msg)
-    if value == 4:
-        raise MemoryError
-    return value
+def refuser() -> Callable[[int], int]:
+    """Return work that refuses odd values, and runs out of memory at 4."""
+
+    def work(value: int) -> int:
+        if value % 2:
+            msg = f"{value} is odd"
+            raise KitsattnError(msg)
+        if value == 4:
+            raise MemoryError
+        return value
+
+    return work
+
+
+def divider() -> Callable[[int], float]:
+    """Return work that fails at 0 in a way that nobody foresaw."""
+
+    def divide(value: int) -> float:
+        return 1 / value
+
+    return divide
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_case_that_fails_is_told_among_the_results_of_the_others(workers: int) -> None:
     """Each case has its own outcome; memory that runs out is one, too."""
-    results = try_cases(refuse_odd, [0, 1, 2, 4, 6], workers=workers)
+    results = try_cases(refuser(), [0, 1, 2, 4, 6], workers=workers)
 
     assert [result for result in results if not isinstance(result, KitsattnError)] == [0, 2, 6]
     assert str(results[1]) == "1 is odd"
@@ -111,7 +129,7 @@ def test_a_case_that_fails_is_told_among_the_results_of_the_others(workers: int)
 def test_running_cases_stops_at_the_first_that_fails(workers: int) -> None:
     """Where all results are needed the first error is raised."""
     with pytest.raises(KitsattnError, match="1 is odd"):
-        run_cases(refuse_odd, [0, 1, 2], workers=workers)
+        run_cases(refuser(), [0, 1, 2], workers=workers)
 
 
 @pytest.mark.parametrize("fatal", [0, 3, 7])
@@ -121,9 +139,7 @@ def test_a_killed_process_is_blamed_on_its_case_and_loses_no_other(
     """The case that kills its process twice is named with the likely reason; all others have their results."""
     seen: list[tuple[str, int, int]] = []
 
-    results = try_cases(
-        partial(kill_oneself_at, fatal), list(range(8)), workers=2, progress=lambda *report: seen.append(report)
-    )
+    results = try_cases(killer(fatal), list(range(8)), workers=2, progress=lambda *report: seen.append(report))
 
     error = results.pop(fatal)
     assert isinstance(error, KitsattnError)
@@ -135,7 +151,7 @@ def test_a_killed_process_is_blamed_on_its_case_and_loses_no_other(
 
 def test_a_single_worker_may_be_another_process() -> None:
     """One that is killed is then no end of this one."""
-    results = try_cases(partial(kill_oneself_at, 1), [0, 1, 2], workers=1, apart=True)
+    results = try_cases(killer(1), [0, 1, 2], workers=1, apart=True)
 
     assert (results[0], results[2]) == (0, 4)
     assert str(results[1]).startswith("1: its worker process was killed")
@@ -143,14 +159,9 @@ def test_a_single_worker_may_be_another_process() -> None:
 
 def test_an_innocent_case_is_not_blamed_where_results_are_taken_slowly() -> None:
     """While a progress bar hangs, no further case is begun beside the one that is run alone."""
-    results = try_cases(partial(kill_oneself_at, 3), list(range(6)), workers=2, progress=lambda *_: time.sleep(0.2))
+    results = try_cases(killer(3), list(range(6)), workers=2, progress=lambda *_: time.sleep(0.2))
 
     assert [str(result)[:2] for result in results if isinstance(result, KitsattnError)] == ["3:"]
-
-
-def divide(value: int) -> float:
-    """Fail in a way that nobody foresaw, at 0."""
-    return 1 / value
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -158,13 +169,13 @@ def test_what_nobody_foresaw_costs_one_case(workers: int, caplog: pytest.LogCapt
     """The case is named with the defect, and the log of -v has the traceback; where all are needed it is raised."""
     caplog.set_level(logging.DEBUG, logger="kitsattn")
 
-    first, second = try_cases(divide, [0, 1], workers=workers)
+    first, second = try_cases(divider(), [0, 1], workers=workers)
 
     assert str(first).startswith("0: ZeroDivisionError: division by zero (kitsattn -v shows where")
     assert second == 1
     assert "in divide" in caplog.text
     with pytest.raises(Exception, match="division by zero"):
-        run_cases(divide, [0, 1], workers=workers)
+        run_cases(divider(), [0, 1], workers=workers)
 
 
 def test_messages_of_threads_are_not_mixed() -> None:
@@ -299,7 +310,7 @@ def test_a_scheduler_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPat
 
     for address in ("tcp://127.0.0.1:1", "nonsense://x"):
         with pytest.raises(KitsattnError, match=f"no Dask scheduler answers at {address}"):
-            try_cases(refuse_odd, [0], scheduler=address)
+            try_cases(refuser(), [0], scheduler=address)
 
 
 def test_without_dask_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,4 +318,4 @@ def test_without_dask_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(sys.modules, "distributed", None)
 
     with pytest.raises(KitsattnError, match=r"needs Dask: pip install 'kitsattn\[cluster\]'"):
-        try_cases(refuse_odd, [0], scheduler="tcp://127.0.0.1:1")
+        try_cases(refuser(), [0], scheduler="tcp://127.0.0.1:1")

@@ -7,7 +7,6 @@ window only. Mean and standard deviation come from the fingerprints that were ta
 import logging
 import math
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -41,7 +40,6 @@ FINGERPRINT_FILE = "fingerprint.json"
 
 _SEVERITIES = get_args(Severity)
 _LEAST_SPACING_MM = 0.01
-_STALE_SECONDS = 3600
 
 _WORKER_BYTES = 250_000_000
 _SPARE_BYTES = 1.5
@@ -338,11 +336,12 @@ def _forget(folder: Path) -> None:
 
 
 def _unfinish(folder: Path) -> None:
-    """Take the mark of a finished data set away, and tidy up what killed workers left long ago."""
+    """Take the mark of a finished data set away, and tidy up what killed workers left."""
     (folder / DATASET_FILE).unlink(missing_ok=True)
     for remains in (folder / CASES_FOLDER).glob(".*.part.*"):
-        if time.time() - remains.stat().st_mtime > _STALE_SECONDS:
-            shutil.rmtree(remains, ignore_errors=True)
+        shutil.rmtree(remains, ignore_errors=True)
+    for remains in (folder / FINGERPRINTS_FOLDER).glob(".*.part.*"):
+        remains.unlink(missing_ok=True)
 
 
 def _write_plan(path: Path, plan: Plan) -> None:
