@@ -115,8 +115,10 @@ def preprocess_dataset(
         looks, errors = _part(crew.run(partial(work, target=None), cases, "fingerprints"), cases)
         plan = _plan([look.review for look in looks], findings + errors, spacing, window)
     target = Target(spacing, PAPER_WINDOW_HU) if plan is None else plan.target
-    _unfinish(folder)
+    _tidy(folder)
+    (folder / DATASET_FILE).unlink(missing_ok=True)
     outcomes, errors = _part(crew.run(partial(work, target=target), cases, "cases"), cases)
+    _tidy(folder)
     reviews = [outcome.review for outcome in outcomes]
     findings += errors + [finding for review in reviews for finding in review.findings]
     findings += find_twins((review.source.case_id, review.source.image_sha256) for review in reviews)
@@ -335,9 +337,8 @@ def _forget(folder: Path) -> None:
         shutil.rmtree(folder / part, ignore_errors=True)
 
 
-def _unfinish(folder: Path) -> None:
-    """Take the mark of a finished data set away, and tidy up what killed workers left."""
-    (folder / DATASET_FILE).unlink(missing_ok=True)
+def _tidy(folder: Path) -> None:
+    """Remove what killed workers left half-written."""
     for remains in (folder / CASES_FOLDER).glob(".*.part.*"):
         shutil.rmtree(remains, ignore_errors=True)
     for remains in (folder / FINGERPRINTS_FOLDER).glob(".*.part.*"):
