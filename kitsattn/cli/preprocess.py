@@ -140,7 +140,7 @@ def preprocess(
             print_result(f"report: {page}")
         notes = len(result.findings) - len(serious)
         if notes:
-            say(f"{notes} notes on these data: see preprocess.log there, --report or --verify")
+            say(f"notes on these data: {notes}, see preprocess.log there, --report or --verify")
         say("next: kitsattn train --fold 0")
     _refuse_wrong(result.findings, len(dataset.cases))
 

@@ -255,7 +255,7 @@ def test_notes_are_told_when_asked_for(command: Command, kits_folder: Path) -> N
     note = "1 of 6 cases have no label map and are left out"
     usual = command("preprocess", "raw", "--workers", "1")
     assert note not in usual.output
-    assert "1 notes on these data: see preprocess.log there, --report or --verify" in usual.stderr
+    assert "notes on these data: 1, see preprocess.log there, --report or --verify" in usual.stderr
     assert note in Path("kitsattn-workspace/preprocessed/painted/preprocess.log").read_text(encoding="utf-8")
     assert note in command("preprocess", "raw", "--workers", "1", "--verify").stdout
 

@@ -18,6 +18,7 @@ import pytest
 from kitsattn.config import to_json
 from kitsattn.datasets.find import find_dataset
 from kitsattn.errors import KitsattnError
+from kitsattn.jobs import try_cases
 from kitsattn.preprocess import run
 from kitsattn.preprocess.plan import Plan
 from kitsattn.preprocess.run import Preprocessed, preprocess_dataset, verify_dataset
@@ -336,6 +337,28 @@ def test_a_slip_of_the_pen_in_the_spacing_costs_nothing(tmp_path: Path, raw: Pat
         preprocess(raw, tmp_path / "out", spacing_mm=spacing)
 
     assert open_dataset(tmp_path / "out") == before
+
+
+def test_workers_that_were_not_asked_for_are_as_many_as_fit_and_processes_of_their_own(
+    tmp_path: Path, raw: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where memory holds one worker, there is one, it says why, and it is not this process."""
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr("kitsattn.preprocess.run.workers_that_fit", lambda _: 1)
+    monkeypatch.setattr("kitsattn.preprocess.run.available_cores", lambda: 4)
+    seen: list[dict[str, Any]] = []
+
+    def record(*arguments: Any, **options: Any) -> Any:
+        seen.append(options)
+        return try_cases(*arguments)
+
+    monkeypatch.setattr("kitsattn.preprocess.run.try_cases", record)
+
+    result = preprocess(raw, tmp_path / "out", workers=None)
+
+    assert len(result.dataset.cases) == 2
+    assert (seen[-1]["workers"], seen[-1]["apart"]) == (1, True)
+    assert "workers: 1, each needs 0.3 GB of memory for the largest case" in caplog.text
 
 
 def test_memory_of_a_worker_goes_by_what_its_files_hold() -> None:

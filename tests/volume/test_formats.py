@@ -7,7 +7,7 @@ import pytest
 import SimpleITK
 
 from kitsattn.errors import KitsattnError
-from kitsattn.volume.formats import read_labels, read_scan, write_labels
+from kitsattn.volume.formats import read_grid, read_labels, read_scan, write_labels
 from kitsattn.volume.geometry import Geometry
 from kitsattn.volume.nifti import write_nifti
 from kitsattn.volume.volume import Volume
@@ -189,3 +189,29 @@ def test_full_disk_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(KitsattnError, match=r"labels\.nrrd cannot be written: ITK ERROR: no space left"):
         write_labels(tmp_path / "labels.nrrd", labels)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", [".nrrd", ".mha"])
+def test_grid_is_read_from_the_header_alone(tmp_path: Path, suffix: str) -> None:
+    """Where the voxels lie is told without reading them, and is what reading them tells."""
+    path = tmp_path / f"scan{suffix}"
+    image = SimpleITK.GetImageFromArray(np.zeros((2, 3, 4), np.int16))
+    image.SetSpacing((0.9, 0.7, 5.0))
+    image.SetOrigin((3.0, 12.5, -40.0))
+    SimpleITK.WriteImage(image, str(path))
+
+    geometry, grid, voxel_bytes = read_grid(path)
+
+    whole = read_scan(path)
+    assert whole.source is not None
+    assert geometry == whole.geometry
+    assert (grid.order, grid.flipped) == (whole.source.order, whole.source.flipped)
+    assert voxel_bytes == 8
+
+
+def test_header_of_colours_is_refused(tmp_path: Path) -> None:
+    """Several values a voxel show in the header."""
+    SimpleITK.WriteImage(SimpleITK.Image([2, 2, 2], SimpleITK.sitkVectorUInt8, 3), str(tmp_path / "colours.mha"))
+
+    with pytest.raises(KitsattnError, match=r"colours\.mha holds several values a voxel"):
+        read_grid(tmp_path / "colours.mha")
