@@ -10,11 +10,12 @@ from kitsattn.datasets.dataset import CaseFiles
 from kitsattn.errors import KitsattnError
 from kitsattn.files import read_json, sha256, write_json
 from kitsattn.preprocess.case import prepare_scan
-from kitsattn.preprocess.crop import body_box
+from kitsattn.preprocess.crop import Box, body_box
 from kitsattn.preprocess.fingerprint import Fingerprint, take_fingerprint
 from kitsattn.preprocess.plan import Target
 from kitsattn.preprocess.store import CaseSource, is_finished, save_case
 from kitsattn.preprocess.verify import Finding, check_case, read_case
+from kitsattn.volume.volume import Volume
 
 FINGERPRINTS_FOLDER = "fingerprints"
 
@@ -65,16 +66,8 @@ def review_case(case: CaseFiles, *, classes: Mapping[str, int]) -> CaseReview:
     Raises:
         KitsattnError: If it cannot be read, or its files do not belong together.
     """
-    scan, label_map = read_case(case, classes)
-    fingerprint = take_fingerprint(case.case_id, scan, label_map.array, classes, body_box(scan))
-    findings = check_case(case, scan, label_map, fingerprint, classes)
-    return CaseReview(
-        format=_FORMAT,
-        source=_find_source(case),
-        labels=classes,
-        fingerprint=fingerprint,
-        findings=tuple(findings),
-    )
+    volumes = read_case(case, classes)
+    return _see(case, _find_source(case), volumes, classes, body_box(volumes[0]))
 
 
 def prepare_case(case: CaseFiles, *, folder: Path, classes: Mapping[str, int], target: Target | None) -> Prepared:
@@ -101,13 +94,20 @@ def prepare_case(case: CaseFiles, *, folder: Path, classes: Mapping[str, int], t
     scan, label_map = read_case(case, classes)
     prepared = None if target is None else prepare_scan(scan, target)
     box = body_box(scan) if prepared is None else prepared.placement.box
-    fingerprint = take_fingerprint(case.case_id, scan, label_map.array, classes, box)
-    findings = tuple(check_case(case, scan, label_map, fingerprint, classes))
-    review = CaseReview(format=_FORMAT, source=source, labels=classes, fingerprint=fingerprint, findings=findings)
+    review = _see(case, source, (scan, label_map), classes, box)
     write_json(file, to_json(review))
     if prepared is not None:
         save_case(folder, source, prepared, label_map.array, classes)
     return Prepared(review, kept=False)
+
+
+def _see(
+    case: CaseFiles, source: CaseSource, volumes: tuple[Volume, Volume], classes: Mapping[str, int], box: Box
+) -> CaseReview:
+    scan, label_map = volumes
+    fingerprint = take_fingerprint(case.case_id, scan, label_map.array, classes, box)
+    findings = check_case(case, scan, label_map, fingerprint, classes)
+    return CaseReview(format=_FORMAT, source=source, labels=classes, fingerprint=fingerprint, findings=tuple(findings))
 
 
 def _find_source(case: CaseFiles) -> CaseSource:
