@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
 import uuid
@@ -14,6 +15,8 @@ from typing import Any
 from kitsattn.errors import KitsattnError
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+_log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -85,18 +88,65 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         _fsync_folder(temporary)
         if path.exists():
             path.rename(replaced)
-        try:
-            temporary.rename(path)
-        except OSError:
-            if replaced.exists():
-                replaced.rename(path)
-            raise
+        temporary.rename(path)
         _fsync_folder(path.parent)
     except OSError as error:
         raise unwritable(path, error) from error
     finally:
-        for remains in (temporary, replaced):
+        shutil.rmtree(temporary, ignore_errors=True)
+        _restore_or_remove(replaced, path)
+
+
+def tidy_folder(folder: Path) -> None:
+    """Remove what killed processes left half-written in a folder; what was about to be replaced gets its name back."""
+    for remains in folder.glob(".*.part.*"):
+        kind, _, name = remains.name.partition(".part.")[2].partition(".")
+        if not remains.is_dir():
+            remains.unlink(missing_ok=True)
+        elif kind == "old":
+            _restore_or_remove(remains, folder / name)
+        else:
             shutil.rmtree(remains, ignore_errors=True)
+
+
+def _restore_or_remove(replaced: Path, path: Path) -> None:
+    """Deal with the folder that was at `path` before: nothing may be lost where nothing took its place."""
+    if path.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+    elif replaced.exists():
+        replaced.rename(path)
+
+
+@contextmanager
+def sole_writer(folder: Path, command: str) -> Iterator[None]:
+    """Keep a second process that runs the same command out of a folder: both would write the same files.
+
+    On a file system without locks nothing is kept out.
+
+    Args:
+        folder: Where the command writes; it is made if it is missing.
+        command: What writes there, as in `kitsattn preprocess`.
+
+    Raises:
+        KitsattnError: If another process is at work there, or the folder cannot be written.
+    """
+    from filelock import FileLock, Timeout  # noqa: PLC0415 - `kitsattn --help` does without
+
+    lock = FileLock(folder / f".{command.rpartition(' ')[2]}.lock", timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        msg = f"{folder} is being filled by another `{command}`: wait until it has ended, or name another folder"
+        raise KitsattnError(msg) from error
+    except NotImplementedError:
+        _log.debug("%s: its file system has no locks", folder)
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def refuse_existing(path: Path) -> None:
@@ -160,8 +210,13 @@ def sha256(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        msg = f"{path} cannot be read: {error.strerror or error}"
-        raise KitsattnError(msg) from error
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: OSError) -> KitsattnError:
+    """Return what the user is told where `path` cannot be read."""
+    mend = ": see that you may read it" if isinstance(error, PermissionError) else ""
+    return KitsattnError(f"{path} cannot be read ({error.strerror or error}){mend}")
 
 
 def unwritable(path: Path, error: OSError) -> KitsattnError:

@@ -195,7 +195,9 @@ class _Sent:
             outcome = _attempt(self.work, case)
         finally:
             logger.removeHandler(handler)
-        if isinstance(outcome, Exception) and not isinstance(outcome, KitsattnError):
+        if isinstance(outcome, KitsattnError):
+            outcome = KitsattnError(str(outcome))  # a kind of its own may need more than a message to be made anew
+        elif isinstance(outcome, Exception):
             told = _RemoteError(_summary(outcome))
             told.add_note("".join(traceback.format_exception(outcome)))
             outcome = told
@@ -210,6 +212,8 @@ class _Child(_Sent):
         self.parent = os.getpid()
 
     def __call__(self, case: Any) -> tuple[Any, list[logging.LogRecord]]:  # noqa: ANN401 - see above
+        if os.getpid() == self.parent:  # joblib has no processes where the system has no semaphores
+            return _attempt(self.work, case), []
         if os.getppid() != self.parent:
             os._exit(1)
         return super().__call__(case)
@@ -225,7 +229,7 @@ def _on_this_machine(
     from joblib.externals.loky.process_executor import TerminatedWorkerError  # noqa: PLC0415 - brings numpy, see below
 
     child = _Child(work)
-    done, alone_until = 0, 0
+    done, alone_until, warned = 0, 0, False
     while done < len(cases):
         alone = workers == 1 or done < alone_until
         batch = cases[done : done + 1] if alone else cases[done:]
@@ -239,9 +243,11 @@ def _on_this_machine(
                 done += 1
             else:
                 alone_until = min(done + 2 * workers, len(cases))
-                _log.warning(
-                    "a worker process was killed, most likely because memory ran out: its cases are run one at a time"
+                _log.log(
+                    logging.DEBUG if warned else logging.WARNING,
+                    "a worker process was killed, most likely because memory ran out: its cases are run one at a time",
                 )
+                warned = True
 
 
 def _in_processes(work: _Child, cases: Sequence[Any], workers: int) -> Iterable[Any]:

@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 from kitsattn.errors import KitsattnError
-from kitsattn.files import atomic_folder, atomic_path, read_json, sha256, write_json, write_text
+from kitsattn.files import (
+    atomic_folder,
+    atomic_path,
+    read_json,
+    sha256,
+    sole_writer,
+    tidy_folder,
+    write_json,
+    write_text,
+)
 
 
 def test_a_finished_write_leaves_one_file_under_the_final_name(tmp_path: Path) -> None:
@@ -129,3 +138,53 @@ def test_a_folder_that_fails_leaves_the_one_before(tmp_path: Path, monkeypatch: 
 
     assert [path.name for path in tmp_path.iterdir()] == ["case"]
     assert [path.name for path in (tmp_path / "case").iterdir()] == ["old"]
+
+
+def test_a_folder_is_not_lost_to_an_interrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C between the two renames brings back what was there."""
+    (tmp_path / "case").mkdir()
+    rename = Path.rename
+
+    def interrupt(self: Path, target: Path) -> Path:
+        if ".new." in self.name:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupt)
+    with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "case"):
+        pass
+
+    assert [path.name for path in tmp_path.iterdir()] == ["case"]
+
+
+def test_what_killed_processes_left_is_tidied_and_nothing_lost(tmp_path: Path) -> None:
+    """Half-written files and folders go; a folder that nothing has taken the place of gets its name back."""
+    for name in (".1.part.new.case_1", ".2.part.old.case_1", "case_2", ".3.part.old.case_2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "content").write_text(name)
+    (tmp_path / ".4.part.case_3.json").touch()
+    (tmp_path / "case_3.json").touch()
+
+    tidy_folder(tmp_path)
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["case_1", "case_2", "case_3.json"]
+    assert (tmp_path / "case_1" / "content").read_text() == ".2.part.old.case_1"
+    assert (tmp_path / "case_2" / "content").read_text() == "case_2"
+
+
+def test_a_file_system_without_locks_keeps_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some of a cluster have none; and a folder that cannot be made is named."""
+    with monkeypatch.context() as patched:
+        patched.setattr("filelock.FileLock.acquire", _without_locks)
+        with sole_writer(tmp_path / "new", "kitsattn preprocess"):
+            assert (tmp_path / "new").is_dir()
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(KitsattnError, match="file cannot be written: "),
+        sole_writer(tmp_path / "file", "kitsattn preprocess"),
+    ):
+        pass
+
+
+def _without_locks(*_: object, **__: object) -> None:
+    raise NotImplementedError

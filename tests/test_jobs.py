@@ -201,6 +201,37 @@ def test_messages_of_threads_are_not_mixed() -> None:
     ]
 
 
+def test_without_processes_the_cases_are_run_in_this_one(capfd: pytest.CaptureFixture[str]) -> None:
+    """Where the system has no semaphores joblib makes none; what the work logs is told once all the same."""
+    script = (
+        "import logging; from kitsattn.jobs import try_cases\n"
+        "logging.basicConfig(format='%(message)s')\n"
+        "def work(number):\n"
+        "    logging.getLogger('kitsattn').warning('case %d', number); return number\n"
+        "print(try_cases(work, [1, 2, 3], workers=2))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], env={**os.environ, "JOBLIB_MULTIPROCESSING": "0"}, check=True)
+    out, err = capfd.readouterr()
+    assert done.returncode == 0
+    assert out == "[1, 2, 3]\n"
+    assert err.count("case 2") == 1
+
+
+def test_errors_of_a_kind_of_their_own_come_back_from_other_processes() -> None:
+    """What they are made of stays there, what they say does not."""
+
+    def work(number: int) -> int:
+        class PickyError(KitsattnError):
+            def __init__(self, one: str, two: str) -> None:
+                super().__init__(one + two)
+
+        msg = "wrong "
+        raise PickyError(msg, str(number))
+
+    outcomes = try_cases(work, [1, 2, 3], workers=2)
+    assert [str(outcome) for outcome in outcomes] == ["wrong 1", "wrong 2", "wrong 3"]
+
+
 def test_children_end_with_their_parent(tmp_path: Path) -> None:
     """After SIGKILL of this process its workers begin no further case."""
     script = (

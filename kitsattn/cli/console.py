@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -37,6 +38,12 @@ def say(message: str) -> None:
     _logger.info(message)
 
 
+def command_line(*words: str | Path, workspace: Path | None = None) -> str:
+    """Return a command of this program as it can be typed; the workspace is named if the user named one."""
+    place = [] if workspace is None else ["--workspace", workspace]
+    return shlex.join(map(str, ["kitsattn", *words, *place]))
+
+
 def warn(message: str) -> None:
     """Tell the user something that must not be missed, under -q neither; goes to stderr and to the log file."""
     _logger.warning(message)
@@ -49,7 +56,7 @@ def print_result(text: "str | Table") -> None:
         return
     from rich.console import Console
 
-    Console(width=None if sys.stdout.isatty() else 120).print(text)
+    Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120).print(text)
 
 
 def print_json(content: Any) -> None:  # noqa: ANN401 - anything that json takes

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kitsattn.cli.console import log_file, print_json, print_result, progress_bars, say
+from kitsattn.cli.console import command_line, log_file, print_json, print_result, progress_bars, say
 from kitsattn.cli.options import Device, DeviceOption, JsonOption, WorkspaceOption
 from kitsattn.jobs import available_cores
 from kitsattn.workspace import Workspace
@@ -48,7 +48,7 @@ def demo(
                 print_json({"dataset": str(raw), "cases": cases, "synthetic": True})
             else:
                 print_result(f"{len(cases)} synthetic scans in {raw}")
-                say("next: kitsattn preprocess")
+                say(f"next: {command_line('preprocess', raw, workspace=workspace)}")
             return
         _run(places, raw, device, progress, json=json)
 
@@ -127,5 +127,5 @@ def _run(places: Workspace, raw: Path, device: Device, progress: "Progress", *, 
     print_result(f"pictures:   {', '.join(pictures)}")
     print_result(f"checkpoint: {result.checkpoint}")
     scan = prepared.sources[splits[0].held_out[0]].image
-    say(f"next: kitsattn predict {scan} out.nii.gz --model {result.checkpoint}")
+    say(f"next: {command_line('predict', scan, 'out.nii.gz', '--model', result.checkpoint)}")
     say("with your own data: kitsattn preprocess KITS_FOLDER, then kitsattn train --fold 0")

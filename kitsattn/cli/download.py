@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from kitsattn.cli.console import print_json, print_result, progress_bars, say
+from kitsattn.cli.console import command_line, print_json, print_result, progress_bars, say
 from kitsattn.cli.options import JsonOption, WorkspaceOption
 from kitsattn.errors import KitsattnError
 from kitsattn.workspace import Workspace
@@ -74,7 +74,7 @@ def kits19(
 
     say(f"KiTS19 is licensed under {LICENCE}; cite {CITATIONS[NAME]}")
     numbers = LABELLED_CASES if cases is None else parse_cases(cases)
-    following = "kitsattn preprocess" if folder is None else f"kitsattn preprocess {folder}"
+    following = command_line("preprocess", *([] if folder is None else [folder]), workspace=workspace)
     if folder is None:
         folder = Workspace.choose(workspace).raw / NAME
         say(f"data set: {folder}")

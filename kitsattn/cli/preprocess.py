@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kitsattn.cli.console import log_file, print_json, print_result, progress_bars, say
+from kitsattn.cli.console import command_line, log_file, print_json, print_result, progress_bars, say
 from kitsattn.cli.options import JsonOption, SchedulerOption, WorkspaceOption
 from kitsattn.errors import KitsattnError
+from kitsattn.words import plural
 from kitsattn.workspace import Workspace
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from kitsattn.datasets.dataset import Dataset
+    from kitsattn.jobs import Progress
+    from kitsattn.preprocess.run import Preprocessed
     from kitsattn.preprocess.verify import Finding
 
 _COLOURS = {"error": "red", "warning": "yellow", "note": "dim"}
@@ -92,9 +93,6 @@ def preprocess(
     from kitsattn.datasets.find import find_dataset
     from kitsattn.preprocess.run import preprocess_dataset
 
-    if report:
-        from kitsattn.preprocess.report import report_dataset
-
     for one, other, reason in (
         (verify and "--verify", report and "--report", "verifying prepares nothing that a report could show"),
         (plan and "--plan", window and "--window", "a plan has its own window"),
@@ -104,13 +102,15 @@ def preprocess(
             msg = f"{one} does not go with {other}: {reason}; leave one of them out"
             raise KitsattnError(msg)
     places = Workspace.choose(workspace)
+    named = [] if raw is None else [raw]
     if raw is None:
         raw = places.raw_dataset()
         say(f"data set: {raw}")
     dataset = find_dataset(raw, layout=layout)
-    say(f"layout: {dataset.layout} ({len(dataset.cases)} cases in {dataset.folder})")
+    say(f"layout: {dataset.layout} ({plural(len(dataset.cases), 'case')} in {dataset.folder})")
     if verify:
-        _verify(dataset, workers, scheduler, json=json)
+        following = command_line("preprocess", *named, workspace=workspace)
+        _verify(dataset, workers, scheduler, following=following, json=json)
         return
     folder = places.preprocessed / dataset.name
     with log_file(folder / "preprocess.log"), progress_bars() as progress:
@@ -125,27 +125,43 @@ def preprocess(
             resume=resume,
             progress=progress,
         )
-        page = report_dataset(result, workers=workers, scheduler=scheduler, progress=progress) if report else None
+        following = command_line("train", *_choice(places, folder), "--fold", "0", workspace=workspace)
+        page = _report(result, following, workers, scheduler, progress) if report else None
     prepared = result.dataset
     if json:
         content = {"dataset": prepared.name, "folder": str(folder), "cases": list(prepared.cases), "kept": result.kept}
         print_json({**content, "report": None if page is None else str(page), "findings": _plain(result.findings)})
     else:
-        serious = [finding for finding in result.findings if finding.severity != "note"]
-        if serious:
-            print_result(_table(serious))
+        _print_findings(result.findings, but="note")
         kept = f", {result.kept} of them before" if result.kept else ""
-        print_result(f"{len(prepared.cases)} cases prepared{kept} in {folder}")
+        print_result(f"{plural(len(prepared.cases), 'case')} prepared{kept} in {folder}")
         if page is not None:
             print_result(f"report: {page}")
-        notes = len(result.findings) - len(serious)
+        notes = sum(finding.severity == "note" for finding in result.findings)
         if notes:
             say(f"notes on these data: {notes}, see preprocess.log there, --report or --verify")
-        say("next: kitsattn train --fold 0")
+        say(f"next: {following}")
     _refuse_wrong(result.findings, len(dataset.cases))
 
 
-def _verify(dataset: "Dataset", workers: int | None, scheduler: str | None, *, json: bool) -> None:
+def _choice(places: Workspace, folder: Path) -> list[str]:
+    """Return the option that chooses a prepared data set, where it would not be taken anyway."""
+    try:
+        taken = places.preprocessed_dataset()
+    except KitsattnError:
+        taken = None
+    return [] if taken == folder else ["--dataset", folder.name]
+
+
+def _report(
+    result: "Preprocessed", following: str, workers: int | None, scheduler: str | None, progress: "Progress"
+) -> Path:
+    from kitsattn.preprocess.report import report_dataset
+
+    return report_dataset(result, next_step=following, workers=workers, scheduler=scheduler, progress=progress)
+
+
+def _verify(dataset: "Dataset", workers: int | None, scheduler: str | None, *, following: str, json: bool) -> None:
     """Check a data set and tell what was found."""
     from kitsattn.preprocess.run import verify_dataset
 
@@ -154,11 +170,11 @@ def _verify(dataset: "Dataset", workers: int | None, scheduler: str | None, *, j
     if json:
         print_json({"dataset": dataset.name, "cases": len(dataset.cases), "findings": _plain(findings)})
     else:
-        if findings:
-            print_result(_table(findings))
+        _print_findings(findings)
         wrong = {finding.case_id for finding in findings if finding.severity == "error"}
-        print_result(f"{len(dataset.cases)} cases read, {len(wrong) or 'none'} with errors")
-        say("next: kitsattn preprocess")
+        print_result(f"{plural(len(dataset.cases), 'case')} read, {len(wrong) or 'none'} with errors")
+        if len(wrong) < len(dataset.cases):
+            say(f"next: {following}")
     _refuse_wrong(findings, len(dataset.cases))
 
 
@@ -166,21 +182,24 @@ def _plain(findings: "Sequence[Finding]") -> list[dict[str, str | None]]:
     return [{"case": found.case_id, "severity": found.severity, "text": found.text} for found in findings]
 
 
-def _table(findings: "Sequence[Finding]") -> "Table":
+def _print_findings(findings: "Sequence[Finding]", *, but: str = "") -> None:
+    """Print the findings, except those of the severity `but`; nothing where there are none."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table("", "case", "what was found", title="Findings")
     for finding in findings:
-        table.add_row(
-            Text(finding.severity, style=_COLOURS[finding.severity]), finding.case_id or "all", Text(finding.text)
-        )
-    return table
+        if finding.severity != but:
+            severity = Text(finding.severity, style=_COLOURS[finding.severity])
+            table.add_row(severity, finding.case_id or "all", Text(finding.text))
+    if table.row_count:
+        print_result(table)
 
 
 def _refuse_wrong(findings: "Sequence[Finding]", cases: int) -> None:
     """End with an error if there is one among the findings."""
     wrong = sum(finding.severity == "error" for finding in findings)
     if wrong:
-        msg = f"{wrong} of {cases} cases cannot be used: mend them as the findings say, and run the command again"
+        of_all = f"{wrong} of {plural(cases, 'case')}"
+        msg = f"{of_all} cannot be used: mend them as the findings say, and run the command again"
         raise KitsattnError(msg)

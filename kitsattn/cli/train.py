@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kitsattn.cli.console import log_file, print_json, print_result, progress_bars, say
+from kitsattn.cli.console import command_line, log_file, print_json, print_result, progress_bars, say
 from kitsattn.cli.options import Device, DeviceOption, JsonOption, Precision, PrecisionOption, WorkspaceOption
 from kitsattn.errors import KitsattnError
 from kitsattn.workspace import Workspace
@@ -115,7 +115,7 @@ def train(
     for result in results:
         print_result(f"fold {result.fold}: {describe_scores(result.scores)}; {result.checkpoint}; {result.report}")
     print_result(f"mean Dice over {len(scores.cases)} held-out cases: {describe_scores(scores)}")
-    say("next: kitsattn predict in.nii.gz out.nii.gz")
+    say(f"next: {command_line('predict', 'in.nii.gz', 'out.nii.gz', workspace=workspace)}")
 
 
 def _folds(fold: str, count: int) -> list[int]:

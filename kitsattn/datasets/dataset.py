@@ -21,7 +21,6 @@ SCAN_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
 Those that hold header and voxels alike: whether a prepared case is up to date is told by the checksum of one file.
 """
 
-_NAMED_AT_MOST = 3
 _FILE_NAME = re.compile(r"(?![. ])[^<>:\"/\\|?*\x00-\x1f]*[^<>:\"/\\|?*\x00-\x1f. ]")
 _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
@@ -156,9 +155,3 @@ def check_case_ids(cases: Iterable[CaseFiles]) -> None:
 
 def _names_files(name: str) -> bool:
     return _FILE_NAME.fullmatch(name) is not None and _DEVICE.fullmatch(name) is None
-
-
-def name_some(names: Iterable[str]) -> str:
-    """Name the first few of many for an error: `a, b, c, …`."""
-    every = list(names)
-    return ", ".join(every[:_NAMED_AT_MOST]) + (", …" if len(every) > _NAMED_AT_MOST else "")

@@ -2,8 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.pool import ThreadPool
@@ -11,13 +10,12 @@ from pathlib import Path
 from threading import Event
 
 import httpx
-from filelock import FileLock, Timeout
 
 from kitsattn.datasets.dataset import DESCRIPTION_NAME
 from kitsattn.datasets.fetch import NotFetchedError, Patience, fetch_gzip
 from kitsattn.datasets.kits import CITATIONS, IMAGE_NAME, LABELS_NAME, LICENCE
 from kitsattn.errors import KitsattnError
-from kitsattn.files import read_json, unwritable, write_json
+from kitsattn.files import read_json, sole_writer, write_json
 from kitsattn.jobs import Progress, silent
 from kitsattn.labels import KITS19_LABELS
 
@@ -158,7 +156,7 @@ def download_kits19(
             or if so many files fail in a row that the rest is not tried.
     """
     files = kits19_files(folder, cases, images_url=images_url, labels_url=labels_url)
-    with _sole_writer(folder):
+    with sole_writer(folder, "kitsattn download"):
         _describe(folder / DESCRIPTION_NAME)
         missing = [file for file in files if not file.path.exists()]
         failures = _fetch_all(missing, parallel=parallel, patience=patience or Patience(), progress=progress)
@@ -183,24 +181,6 @@ def _folder_url(url: str) -> str:
         msg = f"{url!r} is no address to fetch from: write http(s)://HOST/FOLDER, without a password, ? or #"
         raise KitsattnError(msg)
     return url.rstrip("/")
-
-
-@contextmanager
-def _sole_writer(folder: Path) -> Iterator[None]:
-    """Keep a second download out of the folder: both would write to the same parts."""
-    lock = FileLock(folder / ".download.lock", timeout=0)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout as error:
-        msg = f"{folder} is being filled by another download: wait until it has ended, or name another folder"
-        raise KitsattnError(msg) from error
-    except OSError as error:
-        raise unwritable(folder, error) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _describe(path: Path) -> None:

@@ -7,9 +7,10 @@ folders may be named, or the repository above it.
 import re
 from pathlib import Path
 
-from kitsattn.datasets.dataset import UNKNOWN, CaseFiles, Dataset, name_some, read_description
+from kitsattn.datasets.dataset import UNKNOWN, CaseFiles, Dataset, read_description
 from kitsattn.errors import KitsattnError
 from kitsattn.labels import KITS19_LABELS, KITS23_LABELS
+from kitsattn.words import name_some
 
 IMAGE_NAME = "imaging.nii.gz"
 LABELS_NAME = "segmentation.nii.gz"

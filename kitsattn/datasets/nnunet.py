@@ -21,11 +21,11 @@ from kitsattn.datasets.dataset import (
     Dataset,
     check_case_ids,
     check_label_values,
-    name_some,
     read_description,
 )
 from kitsattn.errors import KitsattnError
 from kitsattn.labels import KITS19_LABELS, KITS23_LABELS
+from kitsattn.words import name_some
 from kitsattn.workspace import PREPARED_FORMAT
 
 SETTINGS_NAME = "dataset.json"

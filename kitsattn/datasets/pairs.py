@@ -14,11 +14,11 @@ from kitsattn.datasets.dataset import (
     CaseFiles,
     Dataset,
     check_case_ids,
-    name_some,
     read_description,
 )
 from kitsattn.errors import KitsattnError
 from kitsattn.labels import KITS19_LABELS
+from kitsattn.words import name_some
 
 EXPECTED = "images/NAME.nii.gz with labels/NAME.nii.gz, or NAME.nii.gz with NAME_seg.nii.gz"
 
@@ -54,7 +54,7 @@ def read_pairs(folder: Path) -> Dataset:
     else:
         images, labels = _tell_apart(_scans(folder))
     if not images:
-        msg = f"{folder} holds no scan: expected {EXPECTED}"
+        msg = f"{folder} holds no scan: expected {EXPECTED}; in one of the formats {', '.join(SCAN_SUFFIXES)}"
         raise KitsattnError(msg)
     description = read_description(folder)
     return Dataset(

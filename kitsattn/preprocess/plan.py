@@ -164,6 +164,9 @@ def read_plan(path: Path, *, spacing_mm: float | None = None) -> Plan:
     Raises:
         KitsattnError: If the file is missing, malformed, or has unknown keys or impossible values.
     """
+    if not path.is_file():
+        msg = f"{path} does not exist: name a plan, such as the plan.json that an earlier preprocessing left"
+        raise KitsattnError(msg)
     plan = read_settings(Plan, path)
     return plan if spacing_mm is None else replace(plan, spacing_mm=(spacing_mm, spacing_mm))
 

@@ -17,11 +17,11 @@ from kitsattn.notices import RESEARCH_NOTICE
 from kitsattn.preprocess.fingerprint import Fingerprint
 from kitsattn.preprocess.plan import Plan
 from kitsattn.preprocess.preview import write_preview
-from kitsattn.preprocess.run import Preprocessed
+from kitsattn.preprocess.run import REPORT_FILE, Preprocessed
 from kitsattn.preprocess.store import PreparedDataset
 from kitsattn.preprocess.verify import Finding
+from kitsattn.words import plural
 
-REPORT_FILE = "report.html"
 PREVIEWS_FOLDER = "previews"
 
 _SYNTHETIC_NOTICE = "SYNTHETIC: phantoms, not patients."
@@ -29,7 +29,12 @@ _CASES = "cases"
 
 
 def report_dataset(
-    result: Preprocessed, *, workers: int | None = None, scheduler: str | None = None, progress: Progress = silent
+    result: Preprocessed,
+    *,
+    next_step: str = "kitsattn train --fold 0",
+    workers: int | None = None,
+    scheduler: str | None = None,
+    progress: Progress = silent,
 ) -> Path:
     """Draw a preview of every case of a prepared data set, and write the page for quality control beside its plan.
 
@@ -37,6 +42,7 @@ def report_dataset(
 
     Args:
         result: What preprocessing returned.
+        next_step: What to type to train the first fold on these cases.
         workers: Number of processes; None takes one a core.
         scheduler: Address of a Dask scheduler whose workers draw instead.
         progress: Called after each preview.
@@ -77,7 +83,7 @@ def report_dataset(
             "folder": str(dataset.folder),
             "version": f"kitsattn {__version__}",
         },
-        next_steps={"kitsattn train --fold 0": "Train the first of five folds on these cases."},
+        next_steps={next_step: "Train the first of five folds on these cases."},
     )
     return path
 
@@ -162,9 +168,9 @@ def _summary_table(fingerprints: Sequence[Fingerprint], findings: Sequence[Findi
         if absent:
             notes.append(f"{name.capitalize()}: absent from {absent} of {len(volumes)} cases, left out above.")
     counts = Counter(finding.severity for finding in findings)
-    found = ", ".join(_plural(count, severity) for severity, count in counts.items())
+    found = ", ".join(plural(count, severity) for severity, count in counts.items())
     return Table(
-        caption=f"Summary of {_plural(len(fingerprints), 'prepared case')}",
+        caption=f"Summary of {plural(len(fingerprints), 'prepared case')}",
         columns=("Quantity", "Lowest", "Median", "Highest"),
         rows=tuple(rows),
         notes=(*notes, f"Found: {found}." if found else "Nothing wrong or odd was found."),
@@ -324,11 +330,7 @@ def _linked(case_id: str, anchors: Mapping[str, str]) -> str | Link:
 
 def _counted(findings: Sequence[Finding]) -> str:
     counts = Counter(finding.severity for finding in findings)
-    return ", ".join(_plural(count, severity) for severity, count in counts.items())
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+    return ", ".join(plural(count, severity) for severity, count in counts.items())
 
 
 def _spread(values: Sequence[float], form: str) -> tuple[str, str, str]:

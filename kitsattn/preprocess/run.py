@@ -7,7 +7,8 @@ window only. Mean and standard deviation come from the fingerprints that were ta
 import logging
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from kitsattn.config import to_json
 from kitsattn.datasets.dataset import CaseFiles, Dataset
 from kitsattn.datasets.known import is_of_challenge, known_remarks, layout_remarks
 from kitsattn.errors import KitsattnError
-from kitsattn.files import read_json, write_json
+from kitsattn.files import sha256, sole_writer, tidy_folder, write_json, write_text
 from kitsattn.jobs import Progress, available_cores, silent, try_cases, workers_that_fit
 from kitsattn.preprocess.fingerprint import Fingerprint, pool_intensities
 from kitsattn.preprocess.plan import (
@@ -31,12 +32,21 @@ from kitsattn.preprocess.plan import (
     read_plan,
 )
 from kitsattn.preprocess.resample import resampled_shape
-from kitsattn.preprocess.store import CASES_FOLDER, DATASET_FILE, PreparedDataset, open_dataset, save_dataset
+from kitsattn.preprocess.store import (
+    CASES_FOLDER,
+    DATASET_FILE,
+    RECORD_FILE,
+    PreparedDataset,
+    open_dataset,
+    save_dataset,
+)
 from kitsattn.preprocess.verify import CaseHeader, Finding, Severity, check_headers, find_twins, read_header
-from kitsattn.preprocess.worker import FINGERPRINTS_FOLDER, CaseReview, prepare_case, review_case
+from kitsattn.preprocess.worker import FINGERPRINTS_FOLDER, CaseReview, prepare_case, review_case, reviewed_sources
+from kitsattn.words import name_some, plural
 
 PLAN_FILE = "plan.json"
 FINGERPRINT_FILE = "fingerprint.json"
+REPORT_FILE = "report.html"
 
 _SEVERITIES = get_args(Severity)
 _LEAST_SPACING_MM = 0.01
@@ -103,45 +113,50 @@ def preprocess_dataset(
         raise KitsattnError(msg)
     plan = None if plan_file is None else read_plan(plan_file, spacing_mm=spacing_mm)
     cases, headers, findings = _read_headers(dataset, scheduler, progress)
-    _refuse_another(folder, cases)
+    if not headers:
+        raise _nothing_left(findings)
     square = None if spacing_mm is None else (spacing_mm, spacing_mm)
     spacing = square or median_spacing([header.spacing_mm for header in headers])
-    _check_sizes(headers, spacing if plan is None else plan.spacing_mm)
-    crew = _Crew.of(workers, scheduler, headers, progress)
-    if not resume:
-        _forget(folder)
+    oversized = _find_oversized(headers, spacing if plan is None else plan.spacing_mm)
+    findings += oversized
+    left_out = {finding.case_id for finding in oversized}
+    cases = [case for case in cases if case.case_id not in left_out]
+    crew = _Crew.of(workers, scheduler, [header for header in headers if header.case_id not in left_out], progress)
     work = partial(prepare_case, folder=folder.absolute(), classes=dataset.labels)
-    if plan is None and window == "nnunet":
-        looks, errors = _part(crew.run(partial(work, target=None), cases, "fingerprints"), cases)
-        plan = _plan([look.review for look in looks], findings + errors, spacing, window)
-    target = Target(spacing, PAPER_WINDOW_HU) if plan is None else plan.target
-    _tidy(folder)
-    (folder / DATASET_FILE).unlink(missing_ok=True)
-    outcomes, errors = _part(crew.run(partial(work, target=target), cases, "cases"), cases)
-    _tidy(folder)
-    reviews = [outcome.review for outcome in outcomes]
-    findings += errors + [finding for review in reviews for finding in review.findings]
-    findings += find_twins((review.source.case_id, review.source.image_sha256) for review in reviews)
-    plan = plan or _plan(reviews, findings, spacing, window)
-    if not reviews:
-        raise _nothing_left(findings)
-    fingerprints = tuple(review.fingerprint for review in reviews)
-    _write_plan(folder / PLAN_FILE, plan)
-    _write_fingerprints(folder / FINGERPRINT_FILE, fingerprints)
-    _log.info("plan: %s", plan)
-    prepared = PreparedDataset(
-        folder=folder,
-        name=dataset.name,
-        synthetic=dataset.synthetic,
-        licence=dataset.licence,
-        citation=dataset.citation,
-        labels=dataset.labels,
-        plan=plan,
-        sources={review.source.case_id: review.source for review in reviews},
-    )
-    save_dataset(prepared)
-    kept = sum(outcome.kept for outcome in outcomes)
-    _log.info("%d cases prepared, %d were finished already", len(outcomes) - kept, kept)
+    with sole_writer(folder, "kitsattn preprocess"):
+        _refuse_another(folder, cases)
+        _tidy(folder)
+        if not resume:
+            _forget(folder)
+        finished = {record.parent.name for record in (folder / CASES_FOLDER).glob(f"*/{RECORD_FILE}")}
+        if plan is None and window == "nnunet":
+            looks, errors = _part(crew.run(partial(work, target=None), cases, "fingerprints"), cases)
+            plan = _plan([look.review for look in looks], findings + errors, spacing, window)
+        target = Target(spacing, PAPER_WINDOW_HU) if plan is None else plan.target
+        outcomes, errors = _part(crew.run(partial(work, target=target), cases, "cases"), cases)
+        _tidy(folder)
+        reviews = [outcome.review for outcome in outcomes]
+        findings += errors + [finding for review in reviews for finding in review.findings]
+        findings += find_twins((review.source.case_id, review.source.image_sha256) for review in reviews)
+        findings += _find_strays(finished, dataset)
+        plan = plan or _plan(reviews, findings, spacing, window)
+        if not reviews:
+            raise _nothing_left(findings)
+        prepared = PreparedDataset(
+            folder=folder,
+            name=dataset.name,
+            synthetic=dataset.synthetic,
+            licence=dataset.licence,
+            citation=dataset.citation,
+            labels=dataset.labels,
+            plan=plan,
+            sources={review.source.case_id: review.source for review in reviews},
+        )
+        fingerprints = tuple(review.fingerprint for review in reviews)
+        _write(prepared, fingerprints)
+    # A case that was finished in this run, by a worker that was killed at the next one, is none of before.
+    kept = sum(outcome.kept and outcome.review.source.case_id in finished for outcome in outcomes)
+    _log.info("%s prepared, %d finished before", plural(len(outcomes) - kept, "case"), kept)
     return Preprocessed(prepared, fingerprints, _in_order(findings), kept)
 
 
@@ -163,6 +178,12 @@ def verify_dataset(
         KitsattnError: If no case has a label map.
     """
     cases, headers, findings = _read_headers(dataset, scheduler, progress)
+    if not headers:
+        return _in_order(findings)
+    try:
+        findings += _find_oversized(headers, median_spacing([header.spacing_mm for header in headers]))
+    except KitsattnError as error:
+        findings.append(Finding(None, "error", str(error)))
     crew = _Crew.of(workers, scheduler, headers, progress)
     reviews, errors = _part(crew.run(partial(review_case, classes=dataset.labels), cases, "verify"), cases)
     findings += errors + [finding for review in reviews for finding in review.findings]
@@ -173,10 +194,14 @@ def verify_dataset(
 def _read_headers(
     dataset: Dataset, scheduler: str | None, progress: Progress
 ) -> tuple[list[CaseFiles], list[CaseHeader], list[Finding]]:
-    """Return the labelled cases whose headers are in order, these headers, and what was found."""
+    """Return the labelled cases whose headers are in order, these headers, and what was found.
+
+    Raises:
+        KitsattnError: If no case has a label map.
+    """
     # Processes that run already, on a cluster above all, lie in folders of their own: they need absolute paths.
     labelled = [
-        CaseFiles(case.case_id, case.image.resolve(), case.labels.resolve())
+        CaseFiles(case.case_id, _absolute(case.image), _absolute(case.labels))
         for case in dataset.cases
         if case.labels is not None
     ]
@@ -197,43 +222,84 @@ def _read_headers(
     results = try_cases(read_header, labelled, scheduler=scheduler, label="headers", progress=progress)
     headers, errors = _part(results, labelled)
     findings += errors
-    if not headers:
-        raise _nothing_left(findings)
     found = {header.case_id for header in headers}
     return [case for case in labelled if case.case_id in found], headers, findings + check_headers(headers)
 
 
+def _absolute(path: Path) -> Path:
+    """Return the absolute path of a file that may be a link itself: what it leads to may have a name without suffix."""
+    return path.parent.resolve() / path.name
+
+
 def _refuse_another(folder: Path, cases: Sequence[CaseFiles]) -> None:
-    """Refuse to write over the prepared cases of another data set of the same name; a raw folder may move, though."""
+    """Refuse to write over the prepared cases of another data set of the same name.
+
+    The raw folder may have moved, or be a copy: then its files have gone from where they were, or some are the same.
+    """
     try:
-        before = open_dataset(folder)
+        before = list(open_dataset(folder).sources.values())
     except KitsattnError:
+        before = reviewed_sources(folder)
+    images = {source.image for source in before}
+    now = {case.image.resolve() for case in cases}
+    if any(image.resolve() in now for image in images) or not any(_is_there(image) for image in images):
         return
-    images = {source.image for source in before.sources.values()}
-    if images.isdisjoint(case.image for case in cases) and any(image.exists() for image in images):
-        msg = (
-            f"{folder} holds another data set of this name, from {min(images)} and so on: give this one a name of its "
-            "own in kitsattn-dataset.json, or choose another --workspace"
-        )
-        raise KitsattnError(msg)
+    by_id = {case.case_id: case.image for case in cases}
+    for source in before:
+        with suppress(KitsattnError):
+            if source.case_id in by_id and sha256(by_id[source.case_id]) == source.image_sha256:
+                return
+    msg = (
+        f"{folder} holds another data set of this name, from {min(images)} and so on: give this one a name of its "
+        "own in kitsattn-dataset.json, or choose another --workspace"
+    )
+    raise KitsattnError(msg)
 
 
-def _check_sizes(headers: Sequence[CaseHeader], spacing_mm: tuple[float, float]) -> None:
-    """Refuse a spacing that would make slices of more voxels than any scanner's."""
-    if min(spacing_mm) < _LEAST_SPACING_MM:
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # it may not be looked at, so it has not gone
+        return True
+
+
+def _find_oversized(headers: Sequence[CaseHeader], spacing_mm: tuple[float, float]) -> list[Finding]:
+    """Find cases whose slices would have more voxels than any scanner's: their headers are wrong.
+
+    Raises:
+        KitsattnError: If that is so for most cases: then the spacing is wrong.
+    """
+    finest = min(spacing_mm)
+    if finest < _LEAST_SPACING_MM:
         msg = (
-            f"an in-plane spacing of {min(spacing_mm):g} mm is none of a CT scan: check the headers, or give --spacing"
+            f"an in-plane spacing of {finest:g} mm is none of a CT scan: "
+            f"give one in mm with --spacing, {_LEAST_SPACING_MM:g} at least, or mend the files if their headers say so"
         )
         raise KitsattnError(msg)
+    texts = {}
     for header in headers:
         _, row_mm, column_mm = header.spacing_mm
         rows, columns = resampled_shape(header.shape[1:], (row_mm, column_mm), spacing_mm)
         if max(rows, columns) > MOST_PIXELS:
-            msg = (
-                f"at {min(spacing_mm):g} mm the slices of {header.case_id} would have {rows} x {columns} voxels, and "
-                f"{MOST_PIXELS} are the most: give a larger --spacing, in mm"
+            texts[header.case_id] = (
+                f"{header.case_id}: its slices of {header.shape[1]} x {header.shape[2]} voxels of {row_mm:g} x "
+                f"{column_mm:g} mm would have {rows} x {columns} at {finest:g} mm, and {MOST_PIXELS} are the most"
             )
-            raise KitsattnError(msg)
+    if 2 * len(texts) > len(headers):
+        msg = f"{next(iter(texts.values()))}: give a larger --spacing, in mm"
+        raise KitsattnError(msg)
+    return [Finding(case_id, "error", f"{text}: mend the header") for case_id, text in texts.items()]
+
+
+def _find_strays(finished: Collection[str], dataset: Dataset) -> list[Finding]:
+    """Find prepared cases that are none of the data set's any more."""
+    strays = sorted(set(finished).difference(case.case_id for case in dataset.cases))
+    if not strays:
+        return []
+    text = (
+        f"{CASES_FOLDER} still holds {name_some(strays)}, which the data set has no more: delete what you do not need"
+    )
+    return [Finding(None, "note", text)]
 
 
 @dataclass(frozen=True)
@@ -338,32 +404,41 @@ def _forget(folder: Path) -> None:
 
 
 def _tidy(folder: Path) -> None:
-    """Remove what killed workers left half-written."""
-    for remains in (folder / CASES_FOLDER).glob(".*.part.*"):
-        shutil.rmtree(remains, ignore_errors=True)
-    for remains in (folder / FINGERPRINTS_FOLDER).glob(".*.part.*"):
-        remains.unlink(missing_ok=True)
+    """Undo what killed workers left half-done."""
+    for part in (FINGERPRINTS_FOLDER, CASES_FOLDER):
+        tidy_folder(folder / part)
+
+
+def _write(prepared: PreparedDataset, fingerprints: Sequence[Fingerprint]) -> None:
+    """Write plan, fingerprint and description; the report of another state of the data set is removed."""
+    folder = prepared.folder
+    _write_plan(folder / PLAN_FILE, prepared.plan)
+    _write_fingerprints(folder / FINGERPRINT_FILE, fingerprints)
+    with suppress(KitsattnError):
+        if open_dataset(folder) == prepared:
+            return
+    (folder / REPORT_FILE).unlink(missing_ok=True)
+    save_dataset(prepared)
+    _log.info("plan: %s", prepared.plan)
 
 
 def _write_plan(path: Path, plan: Plan) -> None:
     """Write the plan that is used; another one of that name, edited by hand perhaps, is kept beside it."""
-    if path.is_file() and not _holds(path, plan):
-        numbers = (number for number in range(1, 10**6) if not _previous(path, number).exists())
-        kept = _previous(path, next(numbers))
-        path.replace(kept)
-        _log.warning("%s is replaced, the one before is kept as %s: to use it, add --plan %s", path, kept.name, kept)
+    content = _text(path)
     write_json(path, to_json(plan))
+    if content is None or content == _text(path):
+        return
+    number = 1
+    while (kept := path.with_name(f"{path.stem}.previous-{number}.json")).exists():
+        if _text(kept) == content:
+            return
+        number += 1
+    write_text(kept, content)
+    _log.warning("%s is replaced, the one before is kept as %s: to use it, add --plan %s", path, kept.name, kept)
 
 
-def _holds(path: Path, plan: Plan) -> bool:
-    try:
-        return bool(read_json(path) == to_json(plan))
-    except KitsattnError:
-        return False
-
-
-def _previous(path: Path, number: int) -> Path:
-    return path.with_name(f"{path.stem}.previous-{number}.json")
+def _text(path: Path) -> str | None:
+    return path.read_text("utf-8", errors="replace") if path.is_file() else None
 
 
 def _write_fingerprints(path: Path, fingerprints: Sequence[Fingerprint]) -> None:

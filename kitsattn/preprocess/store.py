@@ -35,7 +35,7 @@ CASE_FORMAT = "kitsattn-case/1"
 DATASET_FILE = PREPARED_DESCRIPTION
 CASES_FOLDER = "cases"
 
-_IMAGE, _LABELS, _LOCATIONS, _RECORD = "image.b2nd", "labels.b2nd", "locations.b2nd", "case.json"
+_IMAGE, _LABELS, _LOCATIONS, RECORD_FILE = "image.b2nd", "labels.b2nd", "locations.b2nd", "case.json"
 
 _CHUNK = 8
 """Slices in one chunk of a file. Each slice is a block of its own, so that reading one unpacks no other."""
@@ -125,7 +125,7 @@ class StoredCase:
     @property
     def file(self) -> Path:
         """The JSON that describes it."""
-        return case_folder(self.folder, self.case_id) / _RECORD
+        return case_folder(self.folder, self.case_id) / RECORD_FILE
 
     @property
     def shape(self) -> Shape:
@@ -246,7 +246,7 @@ def read_record(folder: Path, case_id: str) -> CaseRecord:
     Raises:
         KitsattnError: If it is not there, unfinished, or of another format.
     """
-    file = case_folder(folder, case_id) / _RECORD
+    file = case_folder(folder, case_id) / RECORD_FILE
     if not file.is_file():
         msg = f"{folder} holds no finished case {case_id}: run `kitsattn preprocess` again, it goes on where it stopped"
         raise KitsattnError(msg)
@@ -302,7 +302,7 @@ def save_case(
             labels_sha256=source.labels_sha256,
             sizes=sizes,
         )
-        write_json(unfinished / _RECORD, to_json(record))
+        write_json(unfinished / RECORD_FILE, to_json(record))
     return record
 
 

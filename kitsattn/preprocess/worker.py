@@ -60,6 +60,15 @@ class Prepared:
     kept: bool
 
 
+def reviewed_sources(folder: Path) -> list[CaseSource]:
+    """Return where the cases come from that were looked at for the prepared data set in `folder`."""
+    sources = []
+    for file in sorted((folder / FINGERPRINTS_FOLDER).glob("*.json")):
+        with suppress(KitsattnError, KeyError, TypeError):
+            sources.append(from_json(CaseSource, read_json(file)["source"], str(file)))
+    return sources
+
+
 def review_case(case: CaseFiles, *, classes: Mapping[str, int]) -> CaseReview:
     """Read every voxel of a case and tell what was seen.
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kitsattn.errors import KitsattnError
-from kitsattn.files import atomic_path
+from kitsattn.files import atomic_path, unreadable
 from kitsattn.volume import nifti
 from kitsattn.volume.geometry import Geometry
 from kitsattn.volume.orientation import SPATIAL_AXES, canonical_grid, file_affine, layout
@@ -137,8 +137,7 @@ def _starts_as_dicom(path: Path) -> bool:
         with path.open("rb") as file:
             return file.read(_DICOM_MAGIC_OFFSET + len(_DICOM_MAGIC)).endswith(_DICOM_MAGIC)
     except OSError as error:
-        msg = f"{path} cannot be read: {error.strerror or error}"
-        raise KitsattnError(msg) from error
+        raise unreadable(path, error) from error
 
 
 def _read_itk(path: Path) -> tuple[NDArray[Any], FileGrid, Geometry]:

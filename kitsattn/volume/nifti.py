@@ -8,6 +8,7 @@ Anterior and Superior, and that is reported too.
 
 import gzip
 import logging
+import math
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from kitsattn import __version__
 from kitsattn.errors import KitsattnError
-from kitsattn.files import atomic_path
+from kitsattn.files import atomic_path, unreadable
 from kitsattn.volume.geometry import Geometry
 from kitsattn.volume.orientation import SPATIAL_AXES, bad_spacing, canonical_grid, file_affine, layout
 from kitsattn.volume.volume import FileGrid, Volume
@@ -39,6 +40,8 @@ _UNIT_BITS = 0b111
 _GZIP_MAGIC = b"\x1f\x8b"
 _BLOCK_BYTES = 1 << 24
 _FARTHEST_OFFSET = 1 << 31
+_DEFLATE_AT_MOST = 1032
+"""How many bytes one byte of gzip can stand for: the most that zlib's own account of the format gives."""
 
 _log = logging.getLogger(__name__)
 
@@ -91,6 +94,7 @@ def read_grid(path: Path) -> tuple[Geometry, FileGrid, int]:
     with _file_errors(path), _open(path) as stream:
         header = _read_header(stream, path)
         grid, geometry, _ = _read_grid(header, path)
+        _refuse_short(path, header, packed=isinstance(stream, gzip.GzipFile))
     return geometry, grid, int(header.get_data_dtype().itemsize)
 
 
@@ -153,6 +157,7 @@ def _read(path: Path, convert: Callable[[NDArray[Any], float, float, Path], NDAr
     with _file_errors(path), _open(path) as stream:
         header = _read_header(stream, path)
         grid, geometry, notes = _read_grid(header, path)
+        _refuse_short(path, header, packed=isinstance(stream, gzip.GzipFile))
         stored = _read_values(stream, header)
         slope, intercept = header.get_slope_inter()
     values = convert(stored, 1.0 if slope is None else slope, 0.0 if intercept is None else intercept, path)
@@ -174,8 +179,7 @@ def _file_errors(path: Path) -> Iterator[None]:
         msg = f"{path} does not exist"
         raise KitsattnError(msg) from error
     except OSError as error:
-        msg = f"{path} cannot be read: {error.strerror or error}"
-        raise KitsattnError(msg) from error
+        raise unreadable(path, error) from error
 
 
 @contextmanager
@@ -223,6 +227,15 @@ def _read_grid(header: nib.Nifti1Header, path: Path) -> tuple[FileGrid, Geometry
     affine[:3] *= _MM_PER_UNIT.get(int(header["xyzt_units"]) & _UNIT_BITS, 1.0)
     grid, geometry = canonical_grid(spatial, affine, path, header)
     return grid, geometry, (*notes, *affine_notes)
+
+
+def _refuse_short(path: Path, header: nib.Nifti1Header, *, packed: bool) -> None:
+    """Refuse a file that is too short for its voxels before memory is asked for them: its header may be damaged."""
+    needed = math.prod(header.get_data_shape()) * header.get_data_dtype().itemsize
+    there = path.stat().st_size * (_DEFLATE_AT_MOST if packed else 1)
+    if there < needed:
+        msg = f"its header announces {needed} bytes of voxels, and it holds {'at most ' if packed else ''}{there}"
+        raise EOFError(msg)
 
 
 def _choose_affine(header: nib.Nifti1Header) -> tuple[NDArray[np.float64], list[str]]:

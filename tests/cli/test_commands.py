@@ -287,9 +287,9 @@ def test_cases_are_prepared_by_a_cluster(command: Command, kits_folder: Path, cl
 def test_prepared_cases_are_kept_unless_told(command: Command, kits_folder: Path) -> None:
     """A second `preprocess` does nothing; --restart prepares every case again."""
     said = [command("preprocess", kits_folder, "--workers", "1", *more).stderr for more in ([], [], ["--restart"])]
-    assert "6 cases prepared, 0 were finished already" in said[0]
-    assert "0 cases prepared, 6 were finished already" in said[1]
-    assert "6 cases prepared, 0 were finished already" in said[2]
+    assert "6 cases prepared, 0 finished before" in said[0]
+    assert "0 cases prepared, 6 finished before" in said[1]
+    assert "6 cases prepared, 0 finished before" in said[2]
 
 
 def _write(path: Path, data: np.ndarray, affine: np.ndarray) -> Path:

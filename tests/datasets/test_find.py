@@ -65,6 +65,7 @@ def test_a_folder_without_data_says_what_was_looked_for(touch: Touch) -> None:
     folder = touch("notes.txt", "scan.nii.gz", "sub/case_00000/imaging.nii.gz")
     looked_for = (
         r"case_00000/imaging\.nii\.gz.*imagesTr with labelsTr and dataset\.json.*images/NAME.*NAME_seg\.nii\.gz"
+        r".*formats \.nii\.gz, \.nii, \.nrrd, \.mha"
     )
     with pytest.raises(KitsattnError, match=rf"holds no data set: expected {looked_for}$"):
         find_dataset(folder)

@@ -1,3 +1,4 @@
+import gzip
 import json
 import logging
 import os
@@ -12,12 +13,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 
 from kitsattn.config import to_json
+from kitsattn.datasets.dataset import CaseFiles
 from kitsattn.datasets.find import find_dataset
 from kitsattn.errors import KitsattnError
+from kitsattn.files import sole_writer
 from kitsattn.jobs import try_cases
 from kitsattn.preprocess import run
 from kitsattn.preprocess.plan import Plan
@@ -172,7 +176,7 @@ def test_finished_cases_are_kept(tmp_path: Path, raw: Path, caplog: pytest.LogCa
     again = preprocess(raw, folder)
 
     assert again == replace(first, kept=1)
-    assert "1 cases prepared, 1 were finished already" in caplog.text
+    assert "1 case prepared, 1 finished before" in caplog.text
     assert (folder / "cases" / "case_00000" / "image.b2nd").stat().st_mtime_ns == kept
     assert preprocess(raw, folder, resume=False).kept == 0
     assert (folder / "cases" / "case_00000" / "image.b2nd").stat().st_mtime_ns > kept
@@ -259,10 +263,12 @@ def test_what_became_of_cases_is_told_where_no_plan_can_be_made(
         preprocess(raw, tmp_path / "out", window=window)
 
 
-def test_data_set_is_unfinished_while_it_is_made(tmp_path: Path, raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stopped on the way, a folder has no dataset.json; its finished cases are kept, but not by --restart."""
+def test_a_run_that_is_stopped_leaves_the_data_set_before_as_it_was(
+    tmp_path: Path, raw: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was finished stays so until another is, except under --restart, which begins with nothing."""
     folder = tmp_path / "out"
-    preprocess(raw, folder)
+    before = preprocess(raw, folder).dataset
 
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -270,11 +276,84 @@ def test_data_set_is_unfinished_while_it_is_made(tmp_path: Path, raw: Path, monk
     for resume, kept in ((True, 2), (False, 0)):
         monkeypatch.setattr("kitsattn.preprocess.run.prepare_case", stop)
         with pytest.raises(KeyboardInterrupt):
-            preprocess(raw, folder, resume=resume)
-        with pytest.raises(KitsattnError, match="holds no finished data set"):
-            open_dataset(folder)
+            preprocess(raw, folder, resume=resume, spacing_mm=3.0)
+        if resume:
+            assert open_dataset(folder) == before
+            assert before.open_case("case_00001").shape[0] == 12
+        else:
+            with pytest.raises(KitsattnError, match="holds no finished data set"):
+                open_dataset(folder)
         monkeypatch.setattr("kitsattn.preprocess.run.prepare_case", prepare_case)
         assert preprocess(raw, folder).kept == kept
+
+
+def test_cases_of_a_run_that_was_stopped_are_not_taken_for_those_of_the_one_before(
+    tmp_path: Path, raw: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the cases have another spacing: whoever opens one of them with the old plan is told."""
+    folder = tmp_path / "out"
+    before = preprocess(raw, folder).dataset
+
+    def stop_at_the_second(case: CaseFiles, **options: Any) -> Any:
+        if case.case_id == "case_00001":
+            raise KeyboardInterrupt
+        return prepare_case(case, **options)
+
+    monkeypatch.setattr("kitsattn.preprocess.run.prepare_case", stop_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        preprocess(raw, folder, spacing_mm=3.0)
+
+    before.open_case("case_00001")
+    with pytest.raises(KitsattnError, match="case_00000 was prepared with another plan or other files: run"):
+        before.open_case("case_00000")
+
+
+def test_one_folder_is_prepared_by_one_process(tmp_path: Path, raw: Path) -> None:
+    """Two would tidy away each other's unfinished files; afterwards the folder is free again."""
+    with (
+        sole_writer(tmp_path / "out", "kitsattn preprocess"),
+        pytest.raises(KitsattnError, match="out is being filled by another `kitsattn preprocess`: wait"),
+    ):
+        preprocess(raw, tmp_path / "out")
+    assert preprocess(raw, tmp_path / "out").kept == 0
+
+
+def test_a_report_does_not_outlive_the_data_it_shows(tmp_path: Path, raw: Path) -> None:
+    """It stays where nothing has changed, and goes with the plan it was made of."""
+    preprocess(raw, tmp_path / "out")
+    report = tmp_path / "out" / "report.html"
+    report.touch()
+
+    preprocess(raw, tmp_path / "out")
+    assert report.exists()
+    preprocess(raw, tmp_path / "out", spacing_mm=3.0)
+    assert not report.exists()
+
+
+def test_prepared_cases_that_are_none_any_more_are_told(tmp_path: Path, raw: Path) -> None:
+    """They take up room, and it is the user's to say that they may go."""
+    preprocess(raw, tmp_path / "out")
+    shutil.rmtree(raw / "case_00001")
+
+    result = preprocess(raw, tmp_path / "out")
+
+    assert result.dataset.cases == ("case_00000",)
+    assert [finding.text for finding in result.findings] == [
+        "cases still holds case_00001, which the data set has no more: delete what you do not need"
+    ]
+    assert (tmp_path / "out" / "cases" / "case_00001").exists()
+
+
+def test_files_may_be_links_to_others_without_a_suffix(tmp_path: Path, raw: Path) -> None:
+    """The cache of a download tool keeps contents under their checksums."""
+    for number, path in enumerate(sorted(raw.glob("case_*/*.nii.gz"))):
+        path.rename(tmp_path / f"blob{number}")
+        path.symlink_to(tmp_path / f"blob{number}")
+
+    result = preprocess(raw, tmp_path / "out")
+
+    assert errors(result.findings) == {}
+    assert result.dataset.sources["case_00000"].image == raw / "case_00000" / "imaging.nii.gz"
 
 
 def test_other_classes_are_prepared_again(tmp_path: Path, raw: Path) -> None:
@@ -292,19 +371,44 @@ def test_other_classes_are_prepared_again(tmp_path: Path, raw: Path) -> None:
     assert "unknown labels [3]" in errors(second.findings)["case_00001"]
 
 
-def test_another_data_set_of_the_name_is_refused(tmp_path: Path, raw: Path) -> None:
-    """Prepared cases are not written over by those of another folder; a raw folder that has moved is the same data."""
+@pytest.mark.parametrize("state", ["finished", "stopped"])
+def test_another_data_set_of_the_name_is_refused(
+    tmp_path: Path, raw: Path, state: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prepared cases are not written over by other ones of their names, though dataset.json were not there yet."""
     folder = tmp_path / "out"
     preprocess(raw, folder)
-    shutil.copytree(raw, tmp_path / "other")
-
-    with pytest.raises(
+    if state == "stopped":
+        (folder / "dataset.json").unlink()
+    other = tmp_path / "other"
+    shutil.copytree(raw, other)
+    for path in other.glob("*/imaging.nii.gz"):
+        scan = read_scan(path)
+        write_nifti(path, scan.with_array(scan.array + np.int16(1)), axes="IPL")
+    refused = pytest.raises(
         KitsattnError, match=r"holds another data set of this name, from .*raw.case_00000.*: give this one"
-    ):
-        preprocess(tmp_path / "other", folder)
+    )
+
+    with refused:
+        preprocess(other, folder)
+    with monkeypatch.context() as patched, refused:
+        patched.setattr(Path, "exists", _may_not_be_looked_at)
+        run._refuse_another(folder, find_dataset(other).cases)
 
     raw.rename(tmp_path / "gone")
-    assert preprocess(tmp_path / "other", folder).kept == 2
+    assert preprocess(other, folder).kept == 0
+
+
+def _may_not_be_looked_at(path: Path) -> bool:
+    raise PermissionError(13, "Permission denied", str(path))
+
+
+def test_a_copy_of_the_raw_data_is_the_same_data_set(tmp_path: Path, raw: Path) -> None:
+    """Its cases need not be prepared again, whether or not the first one is still there."""
+    preprocess(raw, tmp_path / "out")
+    shutil.copytree(raw, tmp_path / "copy")
+
+    assert preprocess(tmp_path / "copy", tmp_path / "out").kept == 2
 
 
 def test_findings_of_kept_cases_name_the_files_where_they_lie_now(tmp_path: Path, raw: Path) -> None:
@@ -325,7 +429,7 @@ def test_findings_of_kept_cases_name_the_files_where_they_lie_now(tmp_path: Path
 @pytest.mark.parametrize(
     ("spacing", "reason"),
     [
-        (0.05, r"at 0.05 mm the slices of case_00000 would have 4800 x 6400 voxels, and 4096 are the most"),
+        (0.05, r"voxels of 4 x 4 mm would have 4800 x 6400 at 0.05 mm, and 4096 are the most: give a larger --spacing"),
         (0.001, r"an in-plane spacing of 0.001 mm is none of a CT scan"),
     ],
 )
@@ -337,6 +441,38 @@ def test_a_slip_of_the_pen_in_the_spacing_costs_nothing(tmp_path: Path, raw: Pat
         preprocess(raw, tmp_path / "out", spacing_mm=spacing)
 
     assert open_dataset(tmp_path / "out") == before
+
+
+def test_one_strange_header_costs_one_case(tmp_path: Path, raw: Path, write_case: WriteCase) -> None:
+    """A spacing of m instead of mm, or a shape that the file is too short for, leave out the case they are in."""
+    for case_id in ("case_00002", "case_00003"):
+        path = write_case(raw, case_id) / "imaging.nii.gz"
+        if case_id == "case_00002":
+            for file in (path, path.with_name("segmentation.nii.gz")):
+                image = nib.nifti1.load(file)
+                image.affine[:2] *= 1000
+                nib.Nifti1Image(np.asarray(image.dataobj), image.affine).to_filename(file)
+        else:
+            content = bytearray(gzip.decompress(path.read_bytes()))
+            content[42:48] = np.array([30000, 30000, 30000], "<i2").tobytes()
+            path.write_bytes(gzip.compress(bytes(content)))
+
+    result = preprocess(raw, tmp_path / "out")
+    verified = verify_dataset(find_dataset(raw), workers=1)
+
+    assert result.dataset.cases == ("case_00000", "case_00001")
+    for found in (errors(result.findings), errors(verified)):
+        assert list(found) == ["case_00002", "case_00003"]
+        assert "and 4096 are the most: mend the header" in found["case_00002"]
+        assert "its header announces 54000000000000 bytes of voxels" in found["case_00003"]
+
+
+def test_verifying_tells_of_every_case_though_no_header_can_be_read(tmp_path: Path, raw: Path) -> None:
+    """There is nothing left to advise."""
+    for path in raw.glob("*/imaging.nii.gz"):
+        path.write_bytes(b"")
+
+    assert list(errors(verify_dataset(find_dataset(raw), workers=1))) == ["case_00000", "case_00001"]
 
 
 def test_workers_that_were_not_asked_for_are_as_many_as_fit_and_processes_of_their_own(

@@ -303,7 +303,7 @@ def test_truncated_uncompressed_file_is_refused(tmp_path: Path) -> None:
     nib.save(make_image(np.zeros((10, 10, 10), np.int16)), tmp_path / "scan.nii")
     truncate(tmp_path / "scan.nii", 0.5)
 
-    with pytest.raises(KitsattnError, match="of 2000 bytes of voxels"):
+    with pytest.raises(KitsattnError, match=r"its header announces 2000 bytes of voxels, and it holds 1176"):
         read_scan(tmp_path / "scan.nii")
 
 
@@ -337,7 +337,7 @@ def test_unknown_data_type_is_refused(tmp_path: Path) -> None:
 
 def test_folder_is_no_file(tmp_path: Path) -> None:
     """A folder where a file should be is one clear line."""
-    with pytest.raises(KitsattnError, match="cannot be read: Is a directory"):
+    with pytest.raises(KitsattnError, match=r"cannot be read \(Is a directory\)"):
         read_scan(tmp_path)
 
 
