@@ -271,7 +271,7 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
             peer_answer = peer.steps(image_file, resampled_file)
             for step, cost in peer_answer["steps"].items():
                 peer_runs.setdefault(step, []).append(Cost(**cost))
-    own_share = folder_bytes(scratch / "workspace", "cases/*") / case["raw_bytes"]
+    own_share = folder_bytes(scratch / "workspace", "cases/*/*") / case["raw_bytes"]
     apart(enlarge, raw, case["case"], scratch / "largest", 32 if arguments.quick else LARGEST_SLICES)
     runs["largest shape"] = [preprocess(scratch / "largest", scratch)]
 
