@@ -3,7 +3,7 @@
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kitsattn.errors import KitsattnError
 
@@ -50,6 +50,12 @@ def choose_precision(choice: PrecisionChoice, device: torch.device) -> Precision
 def mixed_precision(device: torch.device, precision: Precision) -> torch.autocast:
     """Return the context in which convolutions and matrix products run in `precision`."""
     return torch.autocast(device.type, _DTYPES[precision], enabled=precision != "fp32")
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype in which products of a tensor are computed: autocast's where it is on."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 def to_device(model: nn.Module, device: torch.device) -> nn.Module:

@@ -10,43 +10,13 @@ concatenated.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 from torch.nn.functional import batch_norm, conv2d, relu
 
-
-class BatchNormParameters(NamedTuple):
-    """One batch normalisation: affine parameters and running statistics, each (channels,), fp32.
-
-    Attributes:
-        weight: Scale.
-        bias: Shift.
-        running_mean: What is subtracted outside training.
-        running_var: What is divided by, under the root, outside training.
-        eps: Added to the variance.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    running_mean: Tensor
-    running_var: Tensor
-    eps: float
-
-
-class BatchStatistics(NamedTuple):
-    """What one batch normalisation saw in training; the block updates its running statistics with it.
-
-    Attributes:
-        mean: Mean of each channel, (channels,), fp32.
-        var: Biased variance of each channel, (channels,), fp32.
-        values: Number of values behind each.
-    """
-
-    mean: Tensor
-    var: Tensor
-    values: int
+from kitsattn.kernels.aspp.statistics import BatchNormParameters, BatchStatistics, unite
 
 
 def aspp(
@@ -58,6 +28,7 @@ def aspp(
     *,
     rates: Sequence[int],
     training: bool,
+    group: ProcessGroup | None = None,
 ) -> tuple[Tensor, list[BatchStatistics]]:
     """Apply the branches, the image pooling and the projection.
 
@@ -69,21 +40,16 @@ def aspp(
         norms: One a branch, then the pooled branch's, then the projection's.
         rates: Dilation of each branch.
         training: Whether to normalise with the batch's own statistics.
+        group: Processes whose batches are one batch to the normalisation, as in `nn.SyncBatchNorm`.
 
     Returns:
         The output (batch, out_channels, height, width), and in training the statistics in the order of `norms`
         (an empty list otherwise).
-
-    Raises:
-        ValueError: In training with a single image, whose pooled branch has one value a channel.
     """
-    if training and x.shape[0] == 1:
-        msg = "the image pooling of the ASPP cannot be trained with one image a batch: use a batch size of 2 or more"
-        raise ValueError(msg)
     statistics: list[BatchStatistics] = []
 
     def normalise(values: Tensor, norm: BatchNormParameters) -> Tensor:
-        normalised, seen = _batch_norm(values, norm, training=training)
+        normalised, seen = _batch_norm(values, norm, training=training, group=group)
         statistics.extend([seen] if seen is not None else [])
         return relu(normalised)
 
@@ -99,13 +65,24 @@ def aspp(
     return normalise(projected, norms[-1]), statistics
 
 
-def _batch_norm(x: Tensor, norm: BatchNormParameters, *, training: bool) -> tuple[Tensor, BatchStatistics | None]:
+def _batch_norm(
+    x: Tensor, norm: BatchNormParameters, *, training: bool, group: ProcessGroup | None
+) -> tuple[Tensor, BatchStatistics | None]:
     """Normalise (batch, channels, height, width) over all but the channels; statistics in fp32."""
     if not training:
         mean, var = norm.running_mean, norm.running_var
         return batch_norm(x, mean, var, norm.weight, norm.bias, training=False, eps=norm.eps), None
+    count = x.numel() // x.shape[1]
+    if group is not None:
+        values = x.to(norm.weight.dtype)
+        var, mean = torch.var_mean(values, (0, 2, 3), correction=0)
+        seen = unite(BatchStatistics(mean, var, count), group)
+        mean, scale, bias = (
+            channel.reshape(1, -1, 1, 1)
+            for channel in (seen.mean, norm.weight * torch.rsqrt(seen.var + norm.eps), norm.bias)
+        )
+        return ((values - mean) * scale + bias).to(x.dtype), seen.detached()
     # Momentum 1 makes PyTorch leave the batch's own mean and unbiased variance in the two buffers.
     mean, var = torch.zeros_like(norm.running_mean), torch.ones_like(norm.running_var)
     y = batch_norm(x, mean, var, norm.weight, norm.bias, training=True, momentum=1.0, eps=norm.eps)
-    count = x.numel() // x.shape[1]
     return y, BatchStatistics(mean, var * ((count - 1) / count), count)

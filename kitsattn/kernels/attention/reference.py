@@ -1,6 +1,7 @@
 """Self-attention with residual and gate in plain PyTorch: the definition, the CPU path, the truth in tests.
 
-    out[i] = residual[i] + gate * sum_j softmax_j(scale * <q[i], k[j]>) v[j]
+    average[i] = sum_j softmax_j(scale * <q[i], k[j]>) v[j]
+    out[i]     = residual[i] + gate * average[i]
 
 the embedded Gaussian of Wang et al., Non-local Neural Networks, CVPR 2018, with a scale and a learnt gate.
 """
@@ -9,20 +10,30 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, residual: Tensor, gate: Tensor) -> Tensor:
-    """Return the residual plus the gated, softmax-weighted average of all values at every position.
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float,
+    residual: Tensor | None = None,
+    gate: Tensor | None = None,
+) -> Tensor:
+    """Return the softmax-weighted average of all values for every query, gated and added to the residual.
 
     Args:
         q: Queries, (batch, queries, dim); strided views are fine.
         k: Keys, (batch, keys, dim).
         v: Values, (batch, keys, value_dim); `value_dim` may differ from `dim`.
         scale: Factor on the scores before the softmax.
-        residual: (batch, queries, value_dim).
-        gate: One value, shape (1,); 0 returns the residual.
+        residual: (batch, queries, value_dim); None returns the average alone.
+        gate: One value, shape (1,), with a residual; 0 returns the residual.
 
     Returns:
         (batch, queries, value_dim), in the dtype of `residual`.
     """
     # The axis of one head is there because PyTorch's fused attention takes four axes only.
     average = scaled_dot_product_attention(q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1), scale=scale).squeeze(1)
+    if residual is None or gate is None:
+        return average
     return residual + (gate * average).to(residual.dtype)

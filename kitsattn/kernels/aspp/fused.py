@@ -1,0 +1,318 @@
+"""The ASPP as operators of PyTorch whose work the Triton programs do.
+
+There are three in training: the branches with the statistics of their outputs, the projection with those of its own,
+and the last normalisation. What lies between, from statistics to the scale and shift of a channel, is a few vectors: it
+is left to PyTorch and its gradients, so that synchronised normalisation is a sum over processes of these vectors.
+Outside training the normalisations are folded into the two products. The operators are opaque to `torch.compile` and
+`torch.export`. Triton is imported when one is first launched. The gradients have none of their own.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+from torch.nn.functional import linear, relu
+from torch.utils.flop_counter import register_flop_formula
+
+from kitsattn.kernels.aspp.statistics import BatchNormParameters, BatchStatistics, unite
+from kitsattn.kernels.aspp.tiles import Branch, make_branches
+
+
+@torch.library.custom_op("kitsattn::aspp_branches", mutates_args=())
+def branches_operator(
+    x: Tensor, w: Tensor, sizes: Sequence[int], rates: Sequence[int]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return all branches' outputs, their mean and variance, and the mean of each image; see `programs.branches`."""
+    from kitsattn.kernels.aspp.programs import branches
+
+    out, mean, variance = branches(x, w.to(x.dtype), _layout(sizes, rates))
+    return out, mean, variance, _image_mean(x)
+
+
+@branches_operator.register_fake
+def _(x: Tensor, w: Tensor, sizes: Sequence[int], rates: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    del rates
+    channels = len(sizes) * w.shape[2]
+    vector = x.new_empty(channels, dtype=torch.float32)
+    pooled = x.new_empty((x.shape[0], x.shape[3]), dtype=torch.float32)
+    return x.new_empty((*x.shape[:3], channels)), vector, torch.empty_like(vector), pooled
+
+
+@torch.library.custom_op("kitsattn::aspp_branches_backward", mutates_args=())
+def branches_backward_operator(
+    grads: Sequence[Tensor], x: Tensor, w: Tensor, z: Tensor, mean: Tensor, sizes: Sequence[int], rates: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of input and weights; see `programs.branches_backward`."""
+    from kitsattn.kernels.aspp.programs import branches_backward
+
+    grad, mean_grad, variance_grad, pooled_grad = grads
+    weights = w.to(x.dtype)
+    return branches_backward(grad, mean_grad, variance_grad, pooled_grad, x, weights, z, mean, _layout(sizes, rates))
+
+
+@branches_backward_operator.register_fake
+def _(
+    grads: Sequence[Tensor], x: Tensor, w: Tensor, z: Tensor, mean: Tensor, sizes: Sequence[int], rates: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    del grads, z, mean, sizes, rates
+    return torch.empty_like(x), w.new_empty(w.shape, dtype=torch.float32)
+
+
+def _save_branches(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, w, ctx.sizes, ctx.rates = inputs
+    z, mean, _, _ = output
+    ctx.save_for_backward(x, w, z, mean)
+
+
+def _branches_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    dx, dw = branches_backward_operator(list(grads), *ctx.saved_tensors, ctx.sizes, ctx.rates)
+    return dx, dw, None, None
+
+
+branches_operator.register_autograd(_branches_backward, setup_context=_save_branches)
+
+
+@torch.library.custom_op("kitsattn::aspp_project", mutates_args=())
+def project_operator(
+    z: Tensor, mean: Tensor, scale: Tensor, bias: Tensor, u: Tensor, image_bias: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the projection of the normalised branches, its mean and variance; see `programs.project`."""
+    from kitsattn.kernels.aspp.programs import project
+
+    return project(z, mean, scale, bias, u.to(z.dtype), image_bias)
+
+
+@project_operator.register_fake
+def _(
+    z: Tensor, mean: Tensor, scale: Tensor, bias: Tensor, u: Tensor, image_bias: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    del scale, bias, image_bias
+    vector = mean.new_empty(u.shape[0])
+    return z.new_empty((*z.shape[:3], u.shape[0])), vector, torch.empty_like(vector)
+
+
+@torch.library.custom_op("kitsattn::aspp_project_backward", mutates_args=())
+def project_backward_operator(
+    grads: Sequence[Tensor],
+    z: Tensor,
+    mean: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    u: Tensor,
+    out: Tensor,
+    out_mean: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of z, scale, bias, u and image_bias; see `programs.project_backward`."""
+    from kitsattn.kernels.aspp.programs import project_backward
+
+    grad, mean_grad, variance_grad = grads
+    return project_backward(grad, mean_grad, variance_grad, z, mean, scale, bias, u.to(z.dtype), out, out_mean)
+
+
+@project_backward_operator.register_fake
+def _(
+    grads: Sequence[Tensor],
+    z: Tensor,
+    mean: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    u: Tensor,
+    out: Tensor,
+    out_mean: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    del grads, mean, out, out_mean
+    u_grad = u.new_empty(u.shape, dtype=torch.float32)
+    image_grad = scale.new_empty((z.shape[0], u.shape[0]))
+    return torch.empty_like(z), torch.empty_like(scale), torch.empty_like(bias), u_grad, image_grad
+
+
+def _save_project(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+    z, mean, scale, bias, u, _ = inputs
+    out, out_mean, _ = output
+    ctx.save_for_backward(z, mean, scale, bias, u, out, out_mean)
+
+
+def _project_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+    dz, scale_grad, bias_grad, u_grad, image_grad = project_backward_operator(list(grads), *ctx.saved_tensors)
+    scale = ctx.saved_tensors[2]
+    return dz, -scale * bias_grad, scale_grad, bias_grad, u_grad, image_grad
+
+
+project_operator.register_autograd(_project_backward, setup_context=_save_project)
+
+
+@torch.library.custom_op("kitsattn::aspp_normalise", mutates_args=())
+def normalise_operator(values: Tensor, mean: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """Return `relu((values - mean) scale + bias)`; see `programs.normalise`."""
+    from kitsattn.kernels.aspp.programs import normalise
+
+    return normalise(values, mean, scale, bias)
+
+
+@normalise_operator.register_fake
+def _(values: Tensor, mean: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    del mean, scale, bias
+    return torch.empty_like(values)
+
+
+@torch.library.custom_op("kitsattn::aspp_normalise_backward", mutates_args=())
+def normalise_backward_operator(
+    grad: Tensor, values: Tensor, mean: Tensor, scale: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of values, scale and bias; see `programs.normalise_backward`."""
+    from kitsattn.kernels.aspp.programs import normalise_backward
+
+    return normalise_backward(grad, values, mean, scale, bias)
+
+
+@normalise_backward_operator.register_fake
+def _(grad: Tensor, values: Tensor, mean: Tensor, scale: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    del grad, mean
+    return torch.empty_like(values), torch.empty_like(scale), torch.empty_like(bias)
+
+
+def _save_normalise(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    del output
+    ctx.save_for_backward(*inputs)
+
+
+def _normalise_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+    values_grad, scale_grad, bias_grad = normalise_backward_operator(grad, *ctx.saved_tensors)
+    scale = ctx.saved_tensors[2]
+    return values_grad, -scale * bias_grad, scale_grad, bias_grad
+
+
+normalise_operator.register_autograd(_normalise_backward, setup_context=_save_normalise)
+
+
+@torch.library.custom_op("kitsattn::aspp_folded", mutates_args=())
+def folded_operator(
+    x: Tensor, w: Tensor, scale: Tensor, bias: Tensor, sizes: Sequence[int], rates: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Return all branches' outputs, normalised, and the mean of each image; see `programs.branches_folded`."""
+    from kitsattn.kernels.aspp.programs import branches_folded
+
+    return branches_folded(x, w.to(x.dtype), scale, bias, _layout(sizes, rates)), _image_mean(x)
+
+
+@folded_operator.register_fake
+def _(
+    x: Tensor, w: Tensor, scale: Tensor, bias: Tensor, sizes: Sequence[int], rates: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    del scale, bias, rates
+    out = x.new_empty((*x.shape[:3], len(sizes) * w.shape[2]))
+    return out, x.new_empty((x.shape[0], x.shape[3]), dtype=torch.float32)
+
+
+@torch.library.custom_op("kitsattn::aspp_project_folded", mutates_args=())
+def project_folded_operator(y: Tensor, u: Tensor, image_bias: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """Return the projection of the branches, normalised; see `programs.project_folded`."""
+    from kitsattn.kernels.aspp.programs import project_folded
+
+    return project_folded(y, u.to(y.dtype), image_bias, scale, bias)
+
+
+@project_folded_operator.register_fake
+def _(y: Tensor, u: Tensor, image_bias: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    del image_bias, scale, bias
+    return y.new_empty((*y.shape[:3], u.shape[0]))
+
+
+def fused_aspp(
+    x: Tensor,
+    branch_weights: Sequence[Tensor],
+    pool_weight: Tensor,
+    project_weight: Tensor,
+    norms: Sequence[BatchNormParameters],
+    *,
+    rates: Sequence[int],
+    training: bool,
+    group: ProcessGroup | None = None,
+) -> tuple[Tensor, list[BatchStatistics]]:
+    """Do what `reference.aspp` does; outside training without gradients."""
+    x = x.permute(0, 2, 3, 1).contiguous()
+    sizes = [weight.shape[-1] for weight in branch_weights]
+    w = torch.cat([weight.permute(2, 3, 1, 0).flatten(0, 1) for weight in branch_weights])
+    channels = pool_weight.shape[0]
+    u, pooled_u = project_weight.flatten(1).split([channels * len(sizes), channels], dim=1)
+    weight, bias = (torch.cat(parts) for parts in zip(*((norm.weight, norm.bias) for norm in norms[:-2]), strict=True))
+    *_, pool_norm, out_norm = norms
+    if not training:
+        scale, shift = (torch.cat(parts) for parts in zip(*map(_fold, norms[:-2]), strict=True))
+        y, pooled = folded_operator(x, w, scale, shift, sizes, rates)
+        scale, shift = _fold(pool_norm)
+        pooled = relu(linear(pooled, pool_weight.flatten(1)) * scale + shift)
+        out = project_folded_operator(y, u.contiguous(), linear(pooled, pooled_u), *_fold(out_norm))
+        return out.permute(0, 3, 1, 2), []
+    z, mean, variance, pooled = branches_operator(x, w, sizes, rates)
+    pixels = z.numel() // z.shape[-1]
+    seen = unite(BatchStatistics(mean, variance, pixels), group)
+    scale = weight * torch.rsqrt(seen.var + _eps(norms[:-2], channels, seen.var))
+    pooled = linear(pooled, pool_weight.flatten(1))
+    variance, mean = torch.var_mean(pooled, 0, correction=0)
+    pool_seen = unite(BatchStatistics(mean, variance, pooled.shape[0]), group)
+    pooled = relu((pooled - pool_seen.mean) * _scale(pool_norm, pool_seen) + pool_norm.bias)
+    projected, mean, variance = project_operator(z, seen.mean, scale, bias, u.contiguous(), linear(pooled, pooled_u))
+    out_seen = unite(BatchStatistics(mean, variance, pixels), group)
+    out = normalise_operator(projected, out_seen.mean, _scale(out_norm, out_seen), out_norm.bias)
+    parts = zip(seen.mean.detach().split(channels), seen.var.detach().split(channels), strict=True)
+    statistics = [BatchStatistics(*part, seen.values) for part in parts]
+    statistics += [pool_seen.detached(), out_seen.detached()]
+    return out.permute(0, 3, 1, 2), statistics
+
+
+def _layout(sizes: Sequence[int], rates: Sequence[int]) -> tuple[Branch, ...]:
+    return tuple(make_branches(sizes, rates))
+
+
+def _image_mean(x: Tensor) -> Tensor:
+    return x.mean((1, 2), dtype=torch.float32)
+
+
+def _fold(norm: BatchNormParameters) -> tuple[Tensor, Tensor]:
+    """Return scale and shift of a normalisation by its running statistics."""
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    return scale, norm.bias - norm.running_mean * scale
+
+
+def _scale(norm: BatchNormParameters, seen: BatchStatistics) -> Tensor:
+    return norm.weight * torch.rsqrt(seen.var + norm.eps)
+
+
+def _eps(norms: Sequence[BatchNormParameters], channels: int, like: Tensor) -> Tensor:
+    return torch.cat([like.new_full((channels,), norm.eps) for norm in norms])
+
+
+@register_flop_formula([torch.ops.kitsattn.aspp_branches, torch.ops.kitsattn.aspp_folded])
+def _branch_flops(x: Any, w: Any, *_: Any, **__: Any) -> int:
+    return _products(x, w[0] * w[2])
+
+
+@register_flop_formula(torch.ops.kitsattn.aspp_branches_backward)
+def _branch_backward_flops(grads: Any, x: Any, w: Any, *_: Any, **__: Any) -> int:
+    del grads
+    return 2 * _products(x, w[0] * w[2])
+
+
+@register_flop_formula(torch.ops.kitsattn.aspp_project)
+def _project_flops(z: Any, mean: Any, scale: Any, bias: Any, u: Any, *_: Any, **__: Any) -> int:
+    del mean, scale, bias
+    return _products(z, u[0])
+
+
+@register_flop_formula(torch.ops.kitsattn.aspp_project_folded)
+def _project_folded_flops(y: Any, u: Any, *_: Any, **__: Any) -> int:
+    return _products(y, u[0])
+
+
+@register_flop_formula(torch.ops.kitsattn.aspp_project_backward)
+def _project_backward_flops(grads: Any, z: Any, mean: Any, scale: Any, bias: Any, u: Any, *_: Any, **__: Any) -> int:
+    del grads, mean, scale, bias
+    return 2 * _products(z, u[0])
+
+
+def _products(x: Any, channels: int) -> int:
+    """Return the floating-point operations of a dense product, by which convolutions are counted: padding included."""
+    return int(2 * x[0] * x[1] * x[2] * x[3] * channels)
