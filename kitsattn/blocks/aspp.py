@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from kitsattn.kernels.aspp import BatchNormParameters, BatchStatistics, aspp
 
@@ -46,11 +46,20 @@ class ASPP(nn.Module):
             [_parameters(norm) for norm in norms],
             rates=self.rates,
             training=self.training,
+            group=_group(norms[0]) if self.training else None,
         )
         if self.training:
             for norm, seen in zip(norms, statistics, strict=True):
                 _update_running(norm, seen)
         return output
+
+
+def _group(norm: nn.Module) -> "distributed.ProcessGroup | None":
+    """Return the processes that normalise together, where `nn.SyncBatchNorm.convert_sync_batchnorm` was applied."""
+    if not isinstance(norm, nn.SyncBatchNorm) or not distributed.is_available() or not distributed.is_initialized():
+        return None
+    group = norm.process_group or distributed.group.WORLD
+    return group if distributed.get_world_size(group) > 1 else None
 
 
 def _parameters(norm: nn.BatchNorm2d) -> BatchNormParameters:

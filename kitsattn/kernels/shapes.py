@@ -5,8 +5,6 @@ from functools import lru_cache
 from math import prod
 from typing import ClassVar, Literal
 
-from kitsattn.kernels.aspp.tiles import choose_patch, executed_share, make_branches
-
 MOST_ELEMENTS = 2**31 - 1
 """Kernels count elements in 32 bits."""
 
@@ -95,4 +93,10 @@ class AsppShape:
 
 @lru_cache
 def _share(batch: int, height: int, width: int, sizes: tuple[int, ...], rates: tuple[int, ...]) -> float:
+    from kitsattn.kernels.aspp.tiles import (  # noqa: PLC0415 - importing its package needs this module
+        choose_patch,
+        executed_share,
+        make_branches,
+    )
+
     return executed_share(batch, height, width, make_branches(sizes, rates), choose_patch(batch, _ROWS))

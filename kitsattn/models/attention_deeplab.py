@@ -32,8 +32,9 @@ class AttentionDeeplabConfig:
         output_stride: 16, or 8 with doubled rates.
         aspp_channels: Channels of each ASPP branch and of the context.
         aspp_rates: Dilation of the 3 x 3 branches at output stride 16.
-        attention: `full` self-attention after the ASPP, or `none`.
-        key_channels: Channels of its queries and keys.
+        attention: Which self-attention stands after the ASPP (`blocks.attention`): `full`, `pam`, `ocnet` or `none`.
+        key_channels: Channels of the queries and keys of `full`.
+        pooled_keys: Whether its keys and values are the maxima of 2 x 2 positions.
         low_level_channels: Channels the stride-4 features are reduced to.
         decoder_channels: Channels of the decoder's convolutions.
         separable_decoder: Whether these are depthwise separable.
@@ -51,6 +52,7 @@ class AttentionDeeplabConfig:
     aspp_rates: tuple[int, ...] = (6, 12, 18)
     attention: AttentionKind = "full"
     key_channels: int = 64
+    pooled_keys: bool = False
     low_level_channels: int = 48
     decoder_channels: int = 256
     separable_decoder: bool = True
@@ -103,7 +105,7 @@ class AttentionDeeplab(nn.Module):
             config.slices, config.encoder_block, config.encoder_depths, config.encoder_width, config.output_stride
         )
         self.aspp = ASPP(self.encoder.out_channels, channels, rates)
-        self.attention = build_attention(config.attention, channels, config.key_channels)
+        self.attention = build_attention(config.attention, channels, config.key_channels, pooled=config.pooled_keys)
         self.decoder = Decoder(
             low_level_channels=self.encoder.low_level_channels,
             reduced_channels=config.low_level_channels,

@@ -84,7 +84,7 @@ def test_the_decoder_is_separable_unless_told_otherwise() -> None:
         ({"normalizer_channels": []}, "normalizer_channels must be positive"),
         ({"encoder_depths": [1, 0, 1, 1]}, "encoder_depths must be positive"),
         ({"output_stride": 32}, "output_stride must be one of 8, 16"),
-        ({"attention": "all"}, "attention must be one of 'full', 'none'"),
+        ({"attention": "all"}, "attention must be one of 'full', 'pam', 'ocnet', 'none'"),
         ({"dropout": 0.5}, "unknown key 'dropout'"),
     ],
 )

@@ -8,16 +8,18 @@ Outside training the normalisations are folded into the two products. The operat
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.distributed import ProcessGroup
 from torch.nn.functional import linear, relu
 from torch.utils.flop_counter import register_flop_formula
 
 from kitsattn.kernels.aspp.statistics import BatchNormParameters, BatchStatistics, unite
 from kitsattn.kernels.aspp.tiles import Branch, make_branches
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 @torch.library.custom_op("kitsattn::aspp_branches", mutates_args=())
@@ -229,7 +231,7 @@ def fused_aspp(
     *,
     rates: Sequence[int],
     training: bool,
-    group: ProcessGroup | None = None,
+    group: "ProcessGroup | None" = None,
 ) -> tuple[Tensor, list[BatchStatistics]]:
     """Do what `reference.aspp` does; outside training without gradients."""
     x = x.permute(0, 2, 3, 1).contiguous()

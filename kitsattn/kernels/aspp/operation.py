@@ -1,10 +1,10 @@
 """Atrous spatial pyramid pooling: the check of its input, and the choice of its path."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.distributed import ProcessGroup
 
 from kitsattn.kernels import dispatch
 from kitsattn.kernels.aspp import reference
@@ -12,6 +12,9 @@ from kitsattn.kernels.aspp.fused import fused_aspp
 from kitsattn.kernels.aspp.statistics import BatchNormParameters, BatchStatistics
 from kitsattn.kernels.precision import compute_dtype
 from kitsattn.kernels.shapes import AsppShape
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 def aspp(
@@ -23,7 +26,7 @@ def aspp(
     *,
     rates: Sequence[int],
     training: bool,
-    group: ProcessGroup | None = None,
+    group: "ProcessGroup | None" = None,
 ) -> tuple[Tensor, list[BatchStatistics]]:
     """Apply the branches, the image pooling and the projection.
 

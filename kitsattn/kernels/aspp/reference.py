@@ -10,13 +10,16 @@ concatenated.
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.distributed import ProcessGroup
 from torch.nn.functional import batch_norm, conv2d, relu
 
 from kitsattn.kernels.aspp.statistics import BatchNormParameters, BatchStatistics, unite
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 def aspp(
@@ -28,7 +31,7 @@ def aspp(
     *,
     rates: Sequence[int],
     training: bool,
-    group: ProcessGroup | None = None,
+    group: "ProcessGroup | None" = None,
 ) -> tuple[Tensor, list[BatchStatistics]]:
     """Apply the branches, the image pooling and the projection.
 
@@ -66,7 +69,7 @@ def aspp(
 
 
 def _batch_norm(
-    x: Tensor, norm: BatchNormParameters, *, training: bool, group: ProcessGroup | None
+    x: Tensor, norm: BatchNormParameters, *, training: bool, group: "ProcessGroup | None"
 ) -> tuple[Tensor, BatchStatistics | None]:
     """Normalise (batch, channels, height, width) over all but the channels; statistics in fp32."""
     if not training:

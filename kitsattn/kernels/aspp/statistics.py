@@ -3,8 +3,7 @@
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
-from torch.distributed import ProcessGroup, all_reduce
+from torch import Tensor, distributed
 
 
 class BatchNormParameters(NamedTuple):
@@ -43,7 +42,7 @@ class BatchStatistics(NamedTuple):
         return BatchStatistics(self.mean.detach(), self.var.detach(), self.values)
 
 
-def unite(seen: BatchStatistics, group: ProcessGroup | None) -> BatchStatistics:
+def unite(seen: BatchStatistics, group: "distributed.ProcessGroup | None") -> BatchStatistics:
     """Return the statistics of all values that the processes of a group have seen; with gradients.
 
     Chan, Golub and LeVeque, Updating formulae and a pairwise algorithm for computing sample variances, 1979.
@@ -62,14 +61,14 @@ class _Sum(torch.autograd.Function):
     """The sum over a group of processes; every process that uses it gives its gradient to all."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, group: ProcessGroup) -> Tensor:
+    def forward(ctx: Any, values: Tensor, group: "distributed.ProcessGroup") -> Tensor:
         ctx.group = group
         total = values.clone()
-        all_reduce(total, group=group)
+        distributed.all_reduce(total, group=group)
         return total
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         total = grad.clone()
-        all_reduce(total, group=ctx.group)
+        distributed.all_reduce(total, group=ctx.group)
         return total, None

@@ -100,7 +100,7 @@ def keys_program(
     scale, score_scale, queries, keys,
     q_image, q_token, k_image, k_token, v_image, v_token, grad_image, grad_token,
     DIM: tl.constexpr, VALUE_DIM: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
-    GATED: tl.constexpr, ONE_PASS: tl.constexpr, UPCAST: tl.constexpr,
+    GATED: tl.constexpr, ONE_PASS: tl.constexpr, EVEN: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     # Works on transposed scores, so that the weights go into the products as they are.
     image = tl.program_id(1).to(tl.int64)
@@ -126,6 +126,9 @@ def keys_program(
         row_lse = tl.load(lse + image * queries + rows, mask=in_rows, other=float("inf"))
         row_delta = tl.load(delta + image * queries + rows, mask=in_rows, other=0.0)
         scores = dot(k, q, tl.zeros((KEYS, QUERIES), tl.float32), UPCAST) * score_scale
+        if not EVEN:
+            # A column that is not there has the score 0: where all others are far below, its weight would be infinite.
+            scores = tl.where(in_columns[:, None], scores, float("-inf"))
         weights = tl.exp2(scores - row_lse[None, :])
         d = tl.load(d_places, mask=in_rows[:, None], other=0.0).to(v.dtype)  # [QUERIES, VALUE_DIM]
         dv_sum = dot(weights.to(v.dtype), d, dv_sum, UPCAST)
@@ -173,8 +176,7 @@ def queries_program(
         k = tl.load(k_places, mask=in_columns[None, :], other=0.0)  # [DIM, KEYS]
         v = tl.load(v_places, mask=in_columns[None, :], other=0.0)  # [VALUE_DIM, KEYS]
         scores = dot(q, k, tl.zeros((QUERIES, KEYS), tl.float32), UPCAST) * score_scale
-        # A column that is not there has the score 0: where all others are far below, its weight would be infinite.
-        weights = tl.where(in_columns[None, :], tl.exp2(scores - row_lse[:, None]), 0.0)
+        weights = tl.exp2(tl.where(in_columns[None, :], scores, float("-inf")) - row_lse[:, None])
         products = dot(d, v, tl.zeros((QUERIES, KEYS), tl.float32), UPCAST)
         ds = (weights * (products - row_delta[:, None])).to(k.dtype)
         dq_sum = dot(ds, tl.trans(k), dq_sum, UPCAST)
@@ -268,7 +270,8 @@ def backward(
     tile = tiles.one_pass if one_pass and tiles.one_pass else tiles.keys
     keys_program[(triton.cdiv(keys, tile.keys), batch)](
         q, k, v, grad_out, lse, delta, factor, dq, dk, dv, *numbers,
-        QUERIES=tile.queries, KEYS=tile.keys, ONE_PASS=one_pass, num_warps=tile.warps, num_stages=tile.stages,
+        QUERIES=tile.queries, KEYS=tile.keys, ONE_PASS=one_pass, EVEN=keys % tile.keys == 0,
+        num_warps=tile.warps, num_stages=tile.stages,
         **sizes, **OPTIONS,
     )  # fmt: skip
     if not one_pass:
