@@ -1,5 +1,6 @@
 """Which device and which number format a network runs in."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
@@ -56,6 +57,12 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     """Return the dtype in which products of a tensor are computed: autocast's where it is on."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """Return the context in which a tensor's operations keep their dtypes; where they do anyway, an empty one."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def to_device(model: nn.Module, device: torch.device) -> nn.Module:

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from kitsattn.kernels.aspp.statistics import BatchNormParameters, BatchStatistics, unite
 from kitsattn.kernels.aspp.tiles import Branch, make_branches
+from kitsattn.kernels.gradients import refuse_second_gradient
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -137,8 +138,9 @@ def _save_project(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ..
 
 
 def _project_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
-    dz, scale_grad, bias_grad, u_grad, image_grad = project_backward_operator(list(grads), *ctx.saved_tensors)
-    scale = ctx.saved_tensors[2]
+    saved = ctx.saved_tensors  # once: recomputed activations can be unpacked one time only
+    dz, scale_grad, bias_grad, u_grad, image_grad = project_backward_operator(list(grads), *saved)
+    scale = saved[2]
     return dz, -scale * bias_grad, scale_grad, bias_grad, u_grad, image_grad
 
 
@@ -181,12 +183,16 @@ def _save_normalise(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Non
 
 
 def _normalise_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-    values_grad, scale_grad, bias_grad = normalise_backward_operator(grad, *ctx.saved_tensors)
-    scale = ctx.saved_tensors[2]
+    saved = ctx.saved_tensors
+    values_grad, scale_grad, bias_grad = normalise_backward_operator(grad, *saved)
+    scale = saved[2]
     return values_grad, -scale * bias_grad, scale_grad, bias_grad
 
 
 normalise_operator.register_autograd(_normalise_backward, setup_context=_save_normalise)
+
+for _operator in (branches_backward_operator, project_backward_operator, normalise_backward_operator):
+    _operator.register_autograd(refuse_second_gradient)
 
 
 @torch.library.custom_op("kitsattn::aspp_folded", mutates_args=())

@@ -10,7 +10,7 @@ from kitsattn.kernels import dispatch
 from kitsattn.kernels.aspp import reference
 from kitsattn.kernels.aspp.fused import fused_aspp
 from kitsattn.kernels.aspp.statistics import BatchNormParameters, BatchStatistics
-from kitsattn.kernels.precision import compute_dtype
+from kitsattn.kernels.precision import compute_dtype, without_autocast
 from kitsattn.kernels.shapes import AsppShape
 
 if TYPE_CHECKING:
@@ -71,18 +71,11 @@ def aspp(
     differentiated = torch.is_grad_enabled() and any(
         tensor.requires_grad for tensor in (x, pool_weight, project_weight, *branch_weights)
     )
-    unfit = differentiated and not training
-    if unfit or not dispatch.choose(shape, x.device, dtype, training=training).fused:
-        operation = reference.aspp
-    else:
-        operation = fused_aspp
-        x = x.to(dtype)
-    with torch.autocast(
-        x.device.type, enabled=operation is reference.aspp and torch.is_autocast_enabled(x.device.type)
-    ):
-        return operation(
-            x, branch_weights, pool_weight, project_weight, norms, rates=rates, training=training, group=group
-        )
+    arguments = (branch_weights, pool_weight, project_weight, norms)
+    if (differentiated and not training) or not dispatch.choose(shape, x.device, dtype, training=training).fused:
+        return reference.aspp(x, *arguments, rates=rates, training=training, group=group)
+    with without_autocast(x):
+        return fused_aspp(x.to(dtype), *arguments, rates=rates, training=training, group=group)
 
 
 def _check(

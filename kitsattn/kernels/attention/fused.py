@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from kitsattn.kernels.gradients import refuse_second_gradient
+
 
 @torch.library.custom_op("kitsattn::attention", mutates_args=())
 def attention_operator(
@@ -84,6 +86,7 @@ def _backward(ctx: Any, grad_out: Tensor, *_: Tensor) -> tuple[Tensor | None, ..
 
 
 attention_operator.register_autograd(_backward, setup_context=_save_for_backward)
+attention_backward_operator.register_autograd(refuse_second_gradient)
 
 
 @register_flop_formula(torch.ops.kitsattn.attention)

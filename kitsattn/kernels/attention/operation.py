@@ -8,7 +8,7 @@ from torch import Tensor
 from kitsattn.kernels import dispatch
 from kitsattn.kernels.attention import reference
 from kitsattn.kernels.attention.fused import fused_attention
-from kitsattn.kernels.precision import compute_dtype
+from kitsattn.kernels.precision import compute_dtype, without_autocast
 from kitsattn.kernels.shapes import AttentionShape
 
 
@@ -42,7 +42,7 @@ def attention(
     """
     _check_tokens(q, k, v, residual)
     _check_gate(residual, gate, (*q.shape[:2], v.shape[2]))
-    if not math.isfinite(scale):
+    if not -math.inf < scale < math.inf:
         msg = f"the scale is {scale}: it must be finite"
         raise ValueError(msg)
     dtype = compute_dtype(q)
@@ -52,7 +52,7 @@ def attention(
     )
     if not dispatch.choose(shape, q.device, dtype, training=training).fused:
         return reference.attention(q, k, v, scale=scale, residual=residual, gate=gate)
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q):
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
         return fused_attention(q, k, v, scale=scale, residual=residual, gate=gate, save=training)
 
@@ -75,7 +75,7 @@ def _check_tokens(q: Tensor, k: Tensor, v: Tensor, residual: Tensor | None) -> N
             "q and k share batch and channels, k and v batch and tokens"
         )
         raise ValueError(msg)
-    if min(q.shape[0], q.shape[1], k.shape[1]) < 1:
+    if 0 in q.shape or 0 in k.shape:
         msg = f"q {tuple(q.shape)} and k {tuple(k.shape)} hold no token: there is nothing to attend to"
         raise ValueError(msg)
 

@@ -1,0 +1,16 @@
+"""What the operators' gradients share."""
+
+from typing import Any, NoReturn
+
+from torch import Tensor
+
+
+def refuse_second_gradient(ctx: Any, *grads: Tensor) -> NoReturn:  # noqa: ANN401 - PyTorch's context is untyped
+    """Stand for the gradient of a gradient, which the kernels do not have.
+
+    Raises:
+        RuntimeError: Always.
+    """
+    del ctx, grads
+    msg = "the gradient of a kernel has no gradient of its own: set KITSATTN_KERNELS=reference to take second gradients"
+    raise RuntimeError(msg)
