@@ -244,21 +244,21 @@ def fused_aspp(
     sizes = [weight.shape[-1] for weight in branch_weights]
     w = torch.cat([weight.permute(2, 3, 1, 0).flatten(0, 1) for weight in branch_weights])
     channels = pool_weight.shape[0]
-    u, pooled_u = project_weight.flatten(1).split([channels * len(sizes), channels], dim=1)
+    u, pooled_u = _rows(project_weight).split([channels * len(sizes), channels], dim=1)
     weight, bias = (torch.cat(parts) for parts in zip(*((norm.weight, norm.bias) for norm in norms[:-2]), strict=True))
     *_, pool_norm, out_norm = norms
     if not training:
         scale, shift = (torch.cat(parts) for parts in zip(*map(_fold, norms[:-2]), strict=True))
         y, pooled = folded_operator(x, w, scale, shift, sizes, rates)
         scale, shift = _fold(pool_norm)
-        pooled = relu(linear(pooled, pool_weight.flatten(1)) * scale + shift)
+        pooled = relu(linear(pooled, _rows(pool_weight)) * scale + shift)
         out = project_folded_operator(y, u.contiguous(), linear(pooled, pooled_u), *_fold(out_norm))
         return out.permute(0, 3, 1, 2), []
     z, mean, variance, pooled = branches_operator(x, w, sizes, rates)
     pixels = z.numel() // z.shape[-1]
     seen = unite(BatchStatistics(mean, variance, pixels), group)
     scale = weight * torch.rsqrt(seen.var + _eps(norms[:-2], channels, seen.var))
-    pooled = linear(pooled, pool_weight.flatten(1))
+    pooled = linear(pooled, _rows(pool_weight))
     variance, mean = torch.var_mean(pooled, 0, correction=0)
     pool_seen = unite(BatchStatistics(mean, variance, pooled.shape[0]), group)
     pooled = relu((pooled - pool_seen.mean) * _scale(pool_norm, pool_seen) + pool_norm.bias)
@@ -273,6 +273,11 @@ def fused_aspp(
 
 def _layout(sizes: Sequence[int], rates: Sequence[int]) -> tuple[Branch, ...]:
     return tuple(make_branches(sizes, rates))
+
+
+def _rows(weight: Tensor) -> Tensor:
+    """View the weight of a 1 x 1 convolution as a matrix; its gradient comes back in channels-last order."""
+    return weight.permute(0, 2, 3, 1).flatten(1)
 
 
 def _image_mean(x: Tensor) -> Tensor:
