@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import torch
 
-from kitsattn.config import from_json, to_json
+from kitsattn.config import to_json
 from kitsattn.errors import KitsattnError
 from kitsattn.files import read_json, write_json
 from kitsattn.kernels.shapes import AsppShape, AttentionShape
@@ -71,7 +71,7 @@ class Measurement:
 
     gpu: str
     operation: str
-    shape: Mapping[str, int | tuple[int, ...]]
+    shape: Mapping[str, Any]
     dtype: str
     training: bool
     fused_ms: float
@@ -79,19 +79,6 @@ class Measurement:
     torch: str
     triton: str
     date: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Table:
-    """A file of measurements."""
-
-    format: str
-    measurements: tuple[Measurement, ...]
-
-    def __post_init__(self) -> None:
-        if self.format != TABLE_FORMAT:
-            msg = f"its format is {self.format!r}, not {TABLE_FORMAT!r}: delete it and measure again"
-            raise ValueError(msg)
 
 
 def kernels_mode() -> Mode:
@@ -187,9 +174,15 @@ def _measured(shape: Shape, gpu: str, dtype: str, training: bool) -> Choice:  # 
 
 
 def _distance(shape: Shape, row: Measurement) -> float:
-    fields: dict[str, Any] = dict(row.shape)
-    pairs = zip(shape.measures(), type(shape)(**fields).measures(), strict=True)
+    pairs = zip(shape.measures(), _shape_of(row).measures(), strict=True)
     return max(abs(math.log2(one / other)) for one, other in pairs)
+
+
+def _shape_of(row: Measurement) -> Shape:
+    fields: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in row.shape.items()
+    }
+    return AttentionShape(**fields) if row.operation == "attention" else AsppShape(**fields)
 
 
 def measurements() -> list[Measurement]:
@@ -220,7 +213,17 @@ def read_table(path: Path) -> list[Measurement]:
     """
     if not path.exists():
         return []
-    return list(from_json(_Table, read_json(path), str(path)).measurements)
+    content = read_json(path)
+    try:
+        rows = [Measurement(**row) for row in content["measurements"]] if content["format"] == TABLE_FORMAT else None
+        for row in rows or ():
+            _shape_of(row).measures()
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        rows = None
+    if rows is None:
+        msg = f"{path} is no table of measurements: delete it, and run `kitsattn doctor --measure` again"
+        raise KitsattnError(msg)
+    return rows
 
 
 def write_table(path: Path, rows: list[Measurement]) -> None:
