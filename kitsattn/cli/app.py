@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from kitsattn import __version__
-from kitsattn.cli import demo, download, evaluate, models, predict, preprocess, train
+from kitsattn.cli import demo, doctor, download, evaluate, models, predict, preprocess, train
 from kitsattn.cli.console import configure_logging, drop_stream
 from kitsattn.errors import KitsattnError
 from kitsattn.notices import RESEARCH_NOTICE
@@ -24,7 +24,7 @@ class _Commands(TyperGroup):
     def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]  # typer has its own click
         """Return the names in the order of the usual work, not of their registration."""
         del ctx
-        return ["download", "preprocess", "train", "predict", "evaluate", "models", "demo"]
+        return ["download", "preprocess", "train", "predict", "evaluate", "models", "demo", "doctor"]
 
     def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
         """Run a command; a mistake the user can mend is one line and exit code 1, Ctrl-C exit code 130."""
@@ -90,6 +90,7 @@ app.command("predict")(predict.predict)
 app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(models.app, name="models")
 app.command("demo")(demo.demo)
+app.command("doctor")(doctor.doctor)
 
 
 def main() -> None:

@@ -10,7 +10,8 @@ import json
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -35,6 +36,8 @@ _MODES = ("auto", "fused", "reference")
 _HALF = (torch.float16, torch.bfloat16)
 _NEAR = 1.0
 """Greatest distance to a measured shape: the logarithm to base 2 of the ratio of two numbers."""
+
+_watchers: list[list[Shape]] = []
 
 _log = logging.getLogger(__name__)
 
@@ -106,6 +109,9 @@ def choose(shape: Shape, device: torch.device, dtype: torch.dtype, *, training: 
     Raises:
         KitsattnError: If `KITSATTN_KERNELS` is wrong, or demands a kernel that cannot run.
     """
+    if _watchers and not torch.compiler.is_compiling():
+        for shapes in _watchers:
+            shapes.append(shape)
     mode = kernels_mode()
     if mode == "auto" and device.type != "cuda":
         return Choice(fused=False, reason="no CUDA device")
@@ -116,6 +122,17 @@ def choose(shape: Shape, device: torch.device, dtype: torch.dtype, *, training: 
         msg = f"{VARIABLE}=fused, but {shape.operation} cannot: {choice.reason}; unset it, or set it to auto"
         raise KitsattnError(msg)
     return choice
+
+
+@contextmanager
+def watched_shapes() -> Iterator[list[Shape]]:
+    """Give a list that receives the shape of every call meanwhile, in order."""
+    shapes: list[Shape] = []
+    _watchers.append(shapes)
+    try:
+        yield shapes
+    finally:
+        _watchers.remove(shapes)
 
 
 def triton_missing() -> bool:

@@ -48,21 +48,30 @@ def choose_precision(choice: PrecisionChoice, device: torch.device) -> Precision
     return "bf16" if device.type == "cpu" and _cpu_computes_bf16() else "fp32"
 
 
+def dtype_of(precision: Precision) -> torch.dtype:
+    """Return the dtype of a number format."""
+    return _DTYPES[precision]
+
+
 def mixed_precision(device: torch.device, precision: Precision) -> torch.autocast:
     """Return the context in which convolutions and matrix products run in `precision`."""
     return torch.autocast(device.type, _DTYPES[precision], enabled=precision != "fp32")
 
 
+def autocast_enabled(x: Tensor) -> bool:
+    """Tell whether autocast is on for a tensor's device; a device without it, such as `meta`, has it off."""
+    kind = x.device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
 def compute_dtype(x: Tensor) -> torch.dtype:
     """Return the dtype in which products of a tensor are computed: autocast's where it is on."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    return torch.get_autocast_dtype(x.device.type) if autocast_enabled(x) else x.dtype
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:
     """Return the context in which a tensor's operations keep their dtypes; where they do anyway, an empty one."""
-    kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+    return torch.autocast(x.device.type, enabled=False) if autocast_enabled(x) else nullcontext()
 
 
 def to_device(model: nn.Module, device: torch.device) -> nn.Module:

@@ -241,3 +241,11 @@ def test_gradients_with_running_statistics_are_the_references(blocks: Blocks, x:
     blocks.aspp(x).sum().backward()
     assert x.grad is not None
     assert x.grad.abs().sum() > 0
+
+
+def test_shapes_can_be_had_without_computing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the meta device, which has no autocast, the blocks take the reference."""
+    monkeypatch.setenv("KITSATTN_KERNELS", "auto")
+    with torch.device("meta"):
+        blocks = Blocks().eval()
+        assert blocks(torch.empty(2, 64, 5, 4)).shape == (2, 64, 5, 4)

@@ -10,7 +10,7 @@ from kitsattn.kernels import dispatch
 from kitsattn.kernels.aspp import reference
 from kitsattn.kernels.aspp.fused import fused_aspp
 from kitsattn.kernels.aspp.statistics import BatchNormParameters, BatchStatistics
-from kitsattn.kernels.precision import compute_dtype, without_autocast
+from kitsattn.kernels.precision import autocast_enabled, compute_dtype, without_autocast
 from kitsattn.kernels.shapes import AsppShape
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def _check(
         if weight.device != x.device:
             msg = f"x is on {x.device} and a weight on {weight.device}: move them to one device"
             raise ValueError(msg)
-        if weight.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+        if weight.dtype != x.dtype and not autocast_enabled(x):
             msg = f"x is {x.dtype} and a weight {weight.dtype}: give them one dtype, or use autocast"
             raise ValueError(msg)
     if min(rates) < 1:

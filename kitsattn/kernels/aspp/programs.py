@@ -467,7 +467,8 @@ def project_backward(
     pixels = batch * height * width
     g = _statistics_backward(grad, out, out_mean, mean_grad, variance_grad)
     tile = _tile(z.device)
-    fit = tile.fit(channels_in)
+    # A wider tile leaves no registers for z, which is needed after the sum.
+    fit = tile.fit(channels_in, most=128)
     dz = torch.empty_like(z)
     blocks = triton.cdiv(pixels, fit.rows)
     bias_sums, scale_sums = (z.new_empty((blocks, channels_in), dtype=torch.float32) for _ in range(2))

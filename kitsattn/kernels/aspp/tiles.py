@@ -39,9 +39,9 @@ class Tile:
     warps: int = 8
     stages: int = 3
 
-    def fit(self, columns: int) -> "Tile":
-        """Return the tile with as many columns as divide the product's."""
-        width = self.columns
+    def fit(self, columns: int, *, most: int = 256) -> "Tile":
+        """Return the tile with as many columns as divide the product's, at most `most`."""
+        width = min(self.columns, most)
         while columns % width:
             width //= 2
         return replace(self, columns=width)

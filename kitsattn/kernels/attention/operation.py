@@ -8,7 +8,7 @@ from torch import Tensor
 from kitsattn.kernels import dispatch
 from kitsattn.kernels.attention import reference
 from kitsattn.kernels.attention.fused import fused_attention
-from kitsattn.kernels.precision import compute_dtype, without_autocast
+from kitsattn.kernels.precision import autocast_enabled, compute_dtype, without_autocast
 from kitsattn.kernels.shapes import AttentionShape
 
 
@@ -66,7 +66,7 @@ def _check_tokens(q: Tensor, k: Tensor, v: Tensor, residual: Tensor | None) -> N
         if tensor.device != q.device:
             msg = f"q is on {q.device} and {name} on {tensor.device}: move them to one device"
             raise ValueError(msg)
-    if not (q.dtype == k.dtype == v.dtype) and not torch.is_autocast_enabled(q.device.type):
+    if not (q.dtype == k.dtype == v.dtype) and not autocast_enabled(q):
         msg = f"q, k and v are {q.dtype}, {k.dtype} and {v.dtype}: give them one dtype, or use autocast"
         raise ValueError(msg)
     if q.shape[0] != k.shape[0] or k.shape[:2] != v.shape[:2] or q.shape[2] != k.shape[2]:

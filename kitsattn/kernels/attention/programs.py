@@ -292,7 +292,8 @@ def _tiles(q: Tensor, queries: int) -> AttentionTiles:
     if INTERPRETED:
         return INTERPRETER_TILES
     capability, multiprocessors = _device(q.device)
-    return choose_tiles(capability, programs=q.shape[0] * triton.cdiv(queries, 128), multiprocessors=multiprocessors)
+    programs = q.shape[0] * triton.cdiv(queries, 128)
+    return choose_tiles(capability, dim=q.shape[2], programs=programs, multiprocessors=multiprocessors)
 
 
 @lru_cache

@@ -9,6 +9,10 @@ from dataclasses import dataclass
 _SMALL_SHARED_MEMORY = ((8, 6), (8, 7), (8, 9), (12, 0), (12, 1))
 """Architectures with 99 KB of shared memory for a program; the others have 163 KB at least."""
 
+_NARROW = 64
+_MIDDLE = 128
+"""Dimensions of queries up to which a tile leaves the registers that it needs."""
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -48,19 +52,27 @@ INTERPRETER_TILES = AttentionTiles(Tile(32, 16), Tile(16, 32), Tile(32, 16), Til
 """Small ones, so that small inputs have several of each, and uneven, so that rows and columns are not mixed up."""
 
 
-def choose_tiles(capability: tuple[int, int], *, programs: int, multiprocessors: int) -> AttentionTiles:
+def choose_tiles(capability: tuple[int, int], *, dim: int, programs: int, multiprocessors: int) -> AttentionTiles:
     """Return the tiles for a GPU.
 
     Args:
         capability: Compute capability, 8.0 or above.
+        dim: Of queries and keys. Values of 256 dimensions fit all tiles.
         programs: How many tiles of 128 queries the batch has.
         multiprocessors: How many of the GPU's would share them.
     """
     if capability[0] == 9:  # noqa: PLR2004 - Hopper
         forward = Tile(128, 64) if programs >= multiprocessors else Tile(64, 64, stages=3)
-        return AttentionTiles(forward, Tile(32, 128), Tile(128, 64), Tile(32, 128))
+        if dim <= _NARROW:
+            return AttentionTiles(forward, Tile(32, 128), Tile(128, 64), Tile(32, 128))
+        if dim <= _MIDDLE:
+            return AttentionTiles(forward, Tile(32, 64), Tile(128, 64), Tile(32, 64))
+        return AttentionTiles(forward, Tile(16, 64), Tile(128, 32), None)
     if capability[0] == 10:  # noqa: PLR2004 - Blackwell of the data centre
         return AttentionTiles(Tile(128, 64), Tile(32, 64), Tile(64, 64), None)
     if capability in _SMALL_SHARED_MEMORY:
-        return AttentionTiles(Tile(128, 32), Tile(32, 32), Tile(64, 32), None)
-    return AttentionTiles(Tile(128, 64), Tile(64, 32), Tile(64, 32), None)
+        keys = Tile(32, 32) if dim >= _NARROW else Tile(16, 32)
+        queries = Tile(64, 32) if dim <= _MIDDLE else Tile(64, 16)
+        return AttentionTiles(Tile(64, 32, warps=4), keys, queries, None)
+    keys = Tile(64, 32) if dim >= _NARROW else Tile(32, 32)
+    return AttentionTiles(Tile(64, 64, warps=4), keys, Tile(64, 32), None)
