@@ -153,16 +153,15 @@ def _decide(mode: Mode, shape: Shape, device: torch.device, dtype: torch.dtype, 
         return Choice(fused=False, reason=obstacle)
     if mode == "fused":
         return Choice(fused=True, reason=f"{VARIABLE}=fused")
-    if dtype not in _HALF:
-        return Choice(fused=False, reason=f"{_name(dtype)}: the kernels are for mixed precision")
     if torch.compiler.is_exporting():
         return Choice(fused=False, reason="an exported network must run where kitsattn is not installed")
     return _measured(shape, torch.cuda.get_device_name(device), _name(dtype), training)
 
 
 def _obstacle(shape: Shape, device: torch.device, dtype: torch.dtype) -> str | None:
-    if dtype not in {*_HALF, torch.float32}:
-        return f"{_name(dtype)}: the kernels accumulate in float32"
+    # fp32 operands do not fit the shared memory of a GPU; the interpreter has none.
+    if dtype not in _HALF and not (dtype == torch.float32 and device.type == "cpu"):
+        return f"{_name(dtype)}: the kernels multiply float16 and bfloat16"
     if triton_missing():
         return "Triton is not installed: pip install 'kitsattn[gpu]'"
     if device.type != "cuda" and not interpreting():

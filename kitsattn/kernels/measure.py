@@ -24,7 +24,7 @@ from kitsattn.kernels.shapes import AsppShape, AttentionShape
 
 _SECONDS = 0.2
 """How long each path is timed, after as long a warm-up."""
-_FEWEST, _MOST = 5, 200
+_FEWEST, _MOST = 3, 200
 """Calls that are timed."""
 _MOST_COPIES = 256
 
@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 
 def self_test(device: torch.device) -> list[tuple[str, float, float]]:
-    """Run every kernel on a small, odd shape; about a second on a GPU once the programs are compiled.
+    """Run every kernel on a small, odd shape; the first time its programs are compiled, which takes longer.
 
     Returns:
         For each operation and pass its name, the relative error against the reference and the tolerance of whichever
@@ -161,7 +161,9 @@ def require_kernels(device: torch.device) -> None:
     elif device.type != "cuda":
         msg = f"the device is {device.type}, and the kernels run on CUDA: there is nothing to measure here"
     elif torch.cuda.get_device_capability(device) < dispatch.LEAST_CAPABILITY:
-        msg = f"{device_name(device)} has no tensor cores that Triton can use: the reference is taken, measure nothing"
+        msg = (
+            f"{device_name(device)} has no tensor cores that Triton can use: the reference is taken, nothing to measure"
+        )
     else:
         return
     raise KitsattnError(msg)
@@ -188,16 +190,21 @@ def triton_version() -> str:
 
 
 def rotated_inputs(problem: Problem, device: torch.device) -> list[list[Tensor]]:
-    """Return inputs whose activations together are twice the size of the L2 cache, so that none is found in it."""
+    """Return inputs that differ in their activations, so many that the L2 cache holds none when its turn comes."""
     generator = torch.Generator(device).manual_seed(0)
     first = problem.draw(generator)
     activations = problem.activations(generator)
-    cache = torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else 0
-    size = sum(values.numel() * values.element_size() for values in activations)
-    copies = min(max(2, math.ceil(2 * cache / size)), _MOST_COPIES)
     parameters = first[len(activations) :]
+    copies = copies_past_cache(activations, device)
     others = [[values.requires_grad_() for values in problem.activations(generator)] for _ in range(copies - 1)]
     return [first, *(other + parameters for other in others)]
+
+
+def copies_past_cache(inputs: Inputs, device: torch.device) -> int:
+    """Return how many copies of some inputs are twice as large as the L2 cache of the device; two at least."""
+    cache = torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else 0
+    size = sum(values.numel() * values.element_size() for values in inputs)
+    return min(max(2, math.ceil(2 * cache / size)), _MOST_COPIES)
 
 
 def step(
@@ -211,7 +218,8 @@ def step(
 
     if not problem.training:
         return infer
-    grad = torch.randn_like(infer(example))
+    with torch.no_grad():
+        grad = torch.randn_like(problem.reference(example))
 
     def train(inputs: Inputs) -> tuple[Tensor, ...]:
         return torch.autograd.grad(path(inputs), inputs[: len(problem.names)], grad)
@@ -230,8 +238,8 @@ def times_ms(call: Callable[[Inputs], object], sets: Sequence[Inputs], *, second
         seconds: How long to repeat it, after as long a warm-up.
     """
     timer = _times_on_gpu if sets[0][0].is_cuda else _times_on_host
-    timer(call, sets, 2)  # compiles, and lets cuDNN try its algorithms
-    repeats = min(max(_FEWEST, math.ceil(1000 * seconds / median(timer(call, sets, 3)))), _MOST)
+    _, once = timer(call, sets, 2)  # the first compiles, and lets cuDNN try its algorithms
+    repeats = min(max(_FEWEST, math.ceil(1000 * seconds / once)), _MOST)
     timer(call, sets, repeats)
     return timer(call, sets, repeats)
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -18,8 +19,12 @@ from kitsattn.kernels.shapes import AsppShape, AttentionShape
 
 Inputs = Sequence[Tensor]
 
-TOLERANCES = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
-"""Relative errors that rounding alone explains; elsewhere twice the error of the reference in the same format does."""
+TOLERANCES = {torch.float32: 2e-4, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+"""Relative errors that rounding explains: some units in the last place of half precision; in float32 what the pooled
+branch, normalised over a few images, makes of one."""
+_TIMES = 3
+"""How many times the error of the reference in the same format is allowed, too. Near zero, rounding decides whether a
+value passes the ReLU and has a gradient: a few such values make most of a gradient's error, in either path others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,10 +102,11 @@ def compare(problem: Problem, device: torch.device, seed: int = 0) -> list[Compa
     usual = results(problem, problem.reference, inputs, grad)
     got = results(problem, problem.fused, inputs, grad)
     names = ("output", *(f"gradient of {name}" for name in problem.names))
-    least = TOLERANCES[problem.dtype]
+    rounding = [relative_error(other, truth) for other, truth in zip(usual, wanted, strict=True)]
+    typical = [0.0] + [median(rounding[1:])] * (len(rounding) - 1) if problem.training else [0.0]
     return [
-        Comparison(name, relative_error(mine, truth), max(least, 2 * relative_error(other, truth)))
-        for name, mine, other, truth in zip(names, got, usual, wanted, strict=False)
+        Comparison(name, relative_error(mine, truth), max(TOLERANCES[problem.dtype], _TIMES * max(own, others)))
+        for name, mine, truth, own, others in zip(names, got, wanted, rounding, typical, strict=False)
     ]
 
 

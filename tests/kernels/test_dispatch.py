@@ -115,8 +115,8 @@ def test_the_nearest_measurement_counts(table: Path) -> None:
 @pytest.mark.parametrize(
     ("shape", "dtype", "reason"),
     [
-        (ATTENTION, torch.float64, "float64: the kernels accumulate in float32"),
-        (ATTENTION, torch.float32, "float32: the kernels are for mixed precision"),
+        (ATTENTION, torch.float64, "float64: the kernels multiply float16 and bfloat16"),
+        (ATTENTION, torch.float32, "float32: the kernels multiply float16 and bfloat16"),
         (replace(ATTENTION, dim=48), torch.bfloat16, "dim is 48, and the kernel has 16, 32, 64, 128, 256"),
         (replace(ATTENTION, value_dim=512), torch.bfloat16, "value_dim is 512"),
         (replace(ATTENTION, batch=2**13, queries=2**12), torch.bfloat16, "more than 2.31 elements"),
@@ -129,16 +129,13 @@ def test_the_nearest_measurement_counts(table: Path) -> None:
 def test_what_the_kernels_cannot_do_is_the_references(
     shape: AttentionShape | AsppShape, dtype: torch.dtype, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And an error where the kernels are demanded, except for fp32, which they can."""
+    """And an error where the kernels are demanded."""
     choice = choose(shape, CUDA, dtype, training=False)
     assert not choice.fused
     assert choice.reason.startswith(reason.replace("2.31", "2^31"))
     monkeypatch.setenv("KITSATTN_KERNELS", "fused")
-    if dtype == torch.float32:
-        assert choose(shape, CUDA, dtype, training=False).fused
-    else:
-        with pytest.raises(KitsattnError, match=rf"KITSATTN_KERNELS=fused, but {shape.operation} cannot: {reason}"):
-            choose(shape, CUDA, dtype, training=False)
+    with pytest.raises(KitsattnError, match=rf"KITSATTN_KERNELS=fused, but {shape.operation} cannot: {reason}"):
+        choose(shape, CUDA, dtype, training=False)
 
 
 def test_old_gpus_take_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
