@@ -41,7 +41,8 @@ def taps_of_tiles(rate: int, patch: Patch) -> np.ndarray:
 def main() -> None:
     """Draw seen and executed taps of the three branches."""
     wide = Patch(1, 4, 32)
-    chosen = choose_patch(BATCH, 128)
+    branches = make_branches([1, 3, 3, 3], [1, *RATES])
+    chosen = choose_patch(BATCH, SIZE, SIZE, branches, 128)
     rows = {
         "seen by the pixel": [taps_of_pixels(rate) for rate in RATES],
         f"executed, tiles of {chosen.images} x {chosen.height} x {chosen.width}": [
@@ -68,7 +69,6 @@ def main() -> None:
             ax.set_yticks([])
             ax.add_patch(Rectangle((-0.5, -0.5), SIZE, SIZE, fill=False, color="#777777"))
         axes[0].set_ylabel(name, fontsize=10)
-    branches = make_branches([1, 3, 3, 3], [1, *RATES])
     shares = [executed_share(BATCH, SIZE, SIZE, branches, patch) for patch in (chosen, wide)]
     figure.suptitle(
         f"Taps of a {SIZE} x {SIZE} map. With the 1 x 1 branch {shares[0]:.0%} of the dense products are executed,\n"

@@ -35,9 +35,13 @@ class ASPP(nn.Module):
         """Map (batch, in_channels, height, width) to (batch, channels, height, width).
 
         Raises:
-            ValueError: In training with a single image.
+            ValueError: In training with a single image, or if only some normalisations are frozen (`norms.eval()`).
         """
         norms = [cast("nn.BatchNorm2d", norm) for norm in self.norms]
+        training = norms[0].training
+        if any(norm.training != training for norm in norms):
+            msg = "some of the ASPP's normalisations are frozen and others are not: freeze `norms` as a whole, or none"
+            raise ValueError(msg)
         output, statistics = aspp(
             x,
             [cast("nn.Conv2d", branch).weight for branch in self.branches],
@@ -45,10 +49,10 @@ class ASPP(nn.Module):
             self.project.weight,
             [_parameters(norm) for norm in norms],
             rates=self.rates,
-            training=self.training,
-            group=_group(norms[0]) if self.training else None,
+            training=training,
+            group=_group(norms[0]) if training else None,
         )
-        if self.training:
+        if training:
             for norm, seen in zip(norms, statistics, strict=True):
                 _update_running(norm, seen)
         return output
@@ -74,8 +78,8 @@ def _update_running(norm: nn.BatchNorm2d, seen: BatchStatistics) -> None:
     assert norm.running_mean is not None
     assert norm.running_var is not None
     assert norm.num_batches_tracked is not None
-    assert norm.momentum is not None
-    norm.running_mean.lerp_(seen.mean.to(norm.running_mean.dtype), norm.momentum)
-    unbiased = seen.var * (seen.values / (seen.values - 1))
-    norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), norm.momentum)
     norm.num_batches_tracked += 1
+    momentum = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+    norm.running_mean.lerp_(seen.mean.to(norm.running_mean.dtype), momentum)
+    unbiased = seen.var * (seen.values / (seen.values - 1))
+    norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), momentum)

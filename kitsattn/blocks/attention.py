@@ -5,7 +5,7 @@ scores are scaled, and how the average joins the input. Attention over fewer pos
 point-wise) would be further classes here.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -100,7 +100,13 @@ def build_attention(kind: AttentionKind, channels: int, key_channels: int, *, po
         channels: Channels of the input and of the output.
         key_channels: Channels of queries and keys of `full`; the other kinds have their papers'.
         pooled: Whether keys and values are the maxima of 2 x 2 positions.
+
+    Raises:
+        ValueError: If the kind is another.
     """
+    if kind not in get_args(AttentionKind):
+        msg = f"there is no attention of the kind {kind!r}: choose {', '.join(get_args(AttentionKind))}"
+        raise ValueError(msg)
     if kind == "full":
         return SelfAttention(channels, key_channels, pooled=pooled)
     if kind == "pam":

@@ -127,11 +127,12 @@ def _blocks(
     for shape in shapes:
         paths = {}
         for training in (False, True):
-            choice = choose(shape, device, dtype_of(precision), training=training)
-            paths["training" if training else "inference"] = {
-                "path": "kernel" if choice.fused else "reference",
-                "why": choice.reason,
-            }
+            try:
+                choice = choose(shape, device, dtype_of(precision), training=training)
+                path = {"path": "kernel" if choice.fused else "reference", "why": choice.reason}
+            except KitsattnError as error:
+                path = {"path": "none", "why": str(error)}
+            paths["training" if training else "inference"] = path
         rows.append({"block": shape.operation, "shape": asdict(shape), "text": _describe(shape), **paths})
     return rows
 

@@ -9,11 +9,12 @@ import importlib.util
 import json
 import logging
 import math
+import operator
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +23,7 @@ import torch
 from kitsattn.config import to_json
 from kitsattn.errors import KitsattnError
 from kitsattn.files import read_json, write_json
-from kitsattn.kernels.shapes import AsppShape, AttentionShape
+from kitsattn.kernels.shapes import AsppShape, AttentionShape, OperationName
 
 VARIABLE = "KITSATTN_KERNELS"
 TABLE_FORMAT = "kitsattn-kernels/1"
@@ -109,13 +110,23 @@ def choose(shape: Shape, device: torch.device, dtype: torch.dtype, *, training: 
     Raises:
         KitsattnError: If `KITSATTN_KERNELS` is wrong, or demands a kernel that cannot run.
     """
-    if _watchers and not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling():
         for shapes in _watchers:
             shapes.append(shape)
     mode = kernels_mode()
-    if mode == "auto" and device.type != "cuda":
-        return Choice(fused=False, reason="no CUDA device")
-    choice = _decide(mode, shape, device, dtype, training)
+    if device.type == "meta":
+        return Choice(fused=False, reason="sizes without data")
+    if mode == "reference":
+        choice = Choice(fused=False, reason=f"{VARIABLE}=reference")
+    elif mode == "fused":
+        obstacle = _device_obstacle(device, dtype) or shape.obstacle()
+        choice = Choice(fused=not obstacle, reason=obstacle or f"{VARIABLE}=fused")
+    elif device.type != "cuda":
+        choice = Choice(fused=False, reason="no CUDA device")
+    elif torch.compiler.is_exporting():
+        choice = Choice(fused=False, reason="an exported network must run where kitsattn is not installed")
+    else:
+        choice = Choice(*_automatic(*_plain(shape), device, dtype, training))
     if not torch.compiler.is_compiling():
         _tell(shape, dtype, training, choice)
     if mode == "fused" and not choice.fused:
@@ -132,9 +143,10 @@ def watched_shapes() -> Iterator[list[Shape]]:
     try:
         yield shapes
     finally:
-        _watchers.remove(shapes)
+        _watchers[:] = [watcher for watcher in _watchers if watcher is not shapes]
 
 
+@cache
 def triton_missing() -> bool:
     """Tell whether Triton is not installed; it is not imported."""
     return importlib.util.find_spec("triton") is None
@@ -142,35 +154,56 @@ def triton_missing() -> bool:
 
 def interpreting() -> bool:
     """Tell whether Triton runs its programs in its interpreter, on the CPU."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
+    return os.environ.get("TRITON_INTERPRET", "").lower() in {"1", "true", "on", "yes", "y"}
 
 
-def _decide(mode: Mode, shape: Shape, device: torch.device, dtype: torch.dtype, training: bool) -> Choice:  # noqa: FBT001
-    if mode == "reference":
-        return Choice(fused=False, reason=f"{VARIABLE}=reference")
-    obstacle = _obstacle(shape, device, dtype)
-    if obstacle:
-        return Choice(fused=False, reason=obstacle)
-    if mode == "fused":
-        return Choice(fused=True, reason=f"{VARIABLE}=fused")
-    if torch.compiler.is_exporting():
-        return Choice(fused=False, reason="an exported network must run where kitsattn is not installed")
-    return _measured(shape, torch.cuda.get_device_name(device), _name(dtype), training)
-
-
-def _obstacle(shape: Shape, device: torch.device, dtype: torch.dtype) -> str | None:
+# What follows asks the device and reads files, which cannot be traced. While `torch.compile` traces a call it runs
+# once, for plain numbers; what it returns is part of the graph, which is then one for these very sizes.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _device_obstacle(device: torch.device, dtype: torch.dtype) -> str:
+    """Return why no kernel can run on the device, or nothing."""
     # fp32 operands do not fit the shared memory of a GPU; the interpreter has none.
     if dtype not in _HALF and not (dtype == torch.float32 and device.type == "cpu"):
         return f"{_name(dtype)}: the kernels multiply float16 and bfloat16"
     if triton_missing():
         return "Triton is not installed: pip install 'kitsattn[gpu]'"
-    if device.type != "cuda" and not interpreting():
-        return f"the device is {device.type}: kernels run on CUDA, or anywhere with TRITON_INTERPRET=1"
+    if device.type != ("cpu" if interpreting() else "cuda"):
+        return f"the device is {device.type}: kernels run on CUDA, or with TRITON_INTERPRET=1 on the CPU"
     if device.type == "cuda":
+        if torch.version.hip:
+            return "the GPU is AMD's, and the kernels were made for NVIDIA's"
         capability = torch.cuda.get_device_capability(device)
         if capability < LEAST_CAPABILITY:
             return f"compute capability {capability[0]}.{capability[1]}, and Triton's tensor cores begin at 8.0"
-    return shape.obstacle()
+    return ""
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _automatic(  # noqa: PLR0917 - called with constants
+    operation: OperationName,
+    sizes: tuple[int, ...],
+    kinds: tuple[tuple[int, ...], ...],
+    device: torch.device,
+    dtype: torch.dtype,
+    training: bool,  # noqa: FBT001
+) -> tuple[bool, str]:
+    """Return whether the kernel was measured to be faster, and what was found."""
+    shape: Shape = (AttentionShape if operation == "attention" else AsppShape)(*sizes, *kinds)  # type: ignore[arg-type]
+    obstacle = _device_obstacle(device, dtype) or shape.obstacle()
+    if obstacle:
+        return False, obstacle
+    choice = _measured(shape, torch.cuda.get_device_name(device), _name(dtype), training)
+    return choice.fused, choice.reason
+
+
+def _plain(shape: Shape) -> tuple[OperationName, tuple[int, ...], tuple[tuple[int, ...], ...]]:
+    """Return a shape as plain numbers, in the order of its fields; symbolic sizes become those of the moment."""
+    if isinstance(shape, AttentionShape):
+        sizes = (shape.batch, shape.queries, shape.keys, shape.dim, shape.value_dim)
+        return shape.operation, tuple(operator.index(size) for size in sizes), ()
+    sizes = (shape.batch, shape.height, shape.width, shape.in_channels, shape.channels)
+    numbers = tuple(operator.index(size) for size in (*sizes, shape.out_channels))
+    return shape.operation, numbers, (shape.sizes, shape.rates)
 
 
 @lru_cache(maxsize=1024)
@@ -186,7 +219,8 @@ def _measured(shape: Shape, gpu: str, dtype: str, training: bool) -> Choice:  # 
         return Choice(fused=False, reason=f"no shape within a factor of two was measured on {gpu}")
     row = same[number]
     ratio = row.reference_ms / row.fused_ms
-    return Choice(fused=ratio > 1, reason=f"measured {ratio:.2f} times as fast as the reference on {gpu}, {row.date}")
+    found = f"{ratio:.2f} times as fast as the reference at the nearest measured shape"
+    return Choice(fused=ratio > 1, reason=f"{found}, on {gpu}, {row.date}, Triton {row.triton}")
 
 
 def _distance(shape: Shape, row: Measurement) -> float:
@@ -202,17 +236,17 @@ def _shape_of(row: Measurement) -> Shape:
 
 
 def measurements() -> list[Measurement]:
-    """Return what was measured: the user's own rows first, then the package's.
+    """Return what was measured: the user's own rows, and the package's for other GPUs.
 
     A user's table that cannot be read is told and left out.
     """
-    rows = []
-    for path in (user_table(), Path(__file__).with_name("measured.json")):
-        try:
-            rows += read_table(path)
-        except KitsattnError as error:
-            _log.warning("%s", error)
-    return rows
+    try:
+        own = read_table(user_table())
+    except (KitsattnError, OSError, RuntimeError) as error:
+        _log.warning("%s", error)
+        own = []
+    measured = {row.gpu for row in own}
+    return own + [row for row in read_table(Path(__file__).with_name("measured.json")) if row.gpu not in measured]
 
 
 def user_table() -> Path:
@@ -233,7 +267,9 @@ def read_table(path: Path) -> list[Measurement]:
     try:
         rows = [Measurement(**row) for row in content["measurements"]] if content["format"] == TABLE_FORMAT else None
         for row in rows or ():
-            _shape_of(row).measures()
+            numbers = (row.fused_ms, row.reference_ms, *_shape_of(row).measures())
+            if not all(0 < number < math.inf for number in numbers):
+                rows = None
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         rows = None
     if rows is None:

@@ -65,8 +65,9 @@ def autocast_enabled(x: Tensor) -> bool:
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """Return the dtype in which products of a tensor are computed: autocast's where it is on."""
-    return torch.get_autocast_dtype(x.device.type) if autocast_enabled(x) else x.dtype
+    """Return the dtype in which products of a tensor are computed: autocast's where it is on, but it leaves float64."""
+    lowered = autocast_enabled(x) and x.dtype != torch.float64
+    return torch.get_autocast_dtype(x.device.type) if lowered else x.dtype
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
-from math import prod
 from typing import ClassVar, Literal
+
+import torch
 
 MOST_ELEMENTS = 2**31 - 1
 """Kernels count elements in 32 bits."""
@@ -13,6 +14,8 @@ OperationName = Literal["aspp", "attention"]
 _DIMS = (16, 32, 64, 128, 256)
 _CHANNELS_MULTIPLE = 64
 _ROWS = 128
+_MOST_IMAGES = 65_535
+"""Programs along the second axis of a CUDA grid."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,9 @@ class AttentionShape:
         for name, dim in (("dim", self.dim), ("value_dim", self.value_dim)):
             if dim not in _DIMS:
                 return f"{name} is {dim}, and the kernel has {', '.join(map(str, _DIMS))}"
-        if self.batch * max(self.queries, self.keys) * (2 * self.dim + self.value_dim) > MOST_ELEMENTS:
+        if _more(self.batch, _MOST_IMAGES):
+            return f"{self.batch} images, and the kernel takes {_MOST_IMAGES}"
+        if _more(self.batch * max(self.queries, self.keys) * (2 * self.dim + self.value_dim), MOST_ELEMENTS):
             return "more than 2^31 elements"
         return None
 
@@ -80,15 +85,21 @@ class AsppShape:
                 return f"{name} is {getattr(self, name)}, and the kernels take multiples of {_CHANNELS_MULTIPLE}"
         if not set(self.sizes) <= {1, 3}:
             return f"a kernel size is {max(self.sizes)}, and the kernels have 1 and 3"
-        pixels = prod((self.batch, self.height, self.width))
-        if pixels * max(self.in_channels, self.channels * len(self.sizes)) > MOST_ELEMENTS:
+        widest = max(self.in_channels, self.channels * len(self.sizes), self.out_channels)
+        if _more(self.batch * self.height * self.width * widest, MOST_ELEMENTS):
             return "more than 2^31 elements"
         return None
 
     def measures(self) -> tuple[float, ...]:
         """Return the numbers by which two calls are alike: their ratios count."""
         share = _share(self.batch, self.height, self.width, self.sizes, self.rates)
-        return (self.batch * self.height * self.width, self.in_channels, self.channels, self.out_channels, share)
+        pixels = self.batch * self.height * self.width
+        return (pixels, self.in_channels, self.channels, self.out_channels, len(self.sizes), share)
+
+
+def _more(number: int, most: int) -> bool:
+    # An exported network has no batch yet; the launch of a kernel refuses one that is too large.
+    return not torch.compiler.is_exporting() and number > most
 
 
 @lru_cache
@@ -99,4 +110,5 @@ def _share(batch: int, height: int, width: int, sizes: tuple[int, ...], rates: t
         make_branches,
     )
 
-    return executed_share(batch, height, width, make_branches(sizes, rates), choose_patch(batch, _ROWS))
+    branches = make_branches(sizes, rates)
+    return executed_share(batch, height, width, branches, choose_patch(batch, height, width, branches, _ROWS))

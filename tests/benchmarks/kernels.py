@@ -401,7 +401,7 @@ def _aspp_variants(bench: Bench) -> list[Row]:
         backward = partial(_call_backward, programs.branches_backward, (z, mean, mean, pooled), (w, z, mean, layout))
         usual = programs._tile(bench.device)
         extent = (shape.batch, shape.height, shape.width)
-        table, pixels = branch_table(extent, layout, choose_patch(shape.batch, usual.rows), bench.device)
+        table, pixels = branch_table(extent, layout, choose_patch(*extent, layout, usual.rows), bench.device)
         order = (table[:, 0].long() * len(pixels) + table[:, 10]).argsort()
         calls: list[tuple[str, str, str, object, Callable[[Inputs], object]]] = []
         for tile in bench.scale.aspp_tiles:

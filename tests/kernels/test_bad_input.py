@@ -57,15 +57,20 @@ def test_attention_refuses(change: dict[str, Any], message: str) -> None:
         attention(**tokens(**change))
 
 
+def norms(*widths: int) -> list[BatchNormParameters]:
+    """Return normalisations of these widths."""
+    vectors = [torch.ones(width) for width in widths]
+    return [BatchNormParameters(vector, vector, vector, vector, 1e-5) for vector in vectors]
+
+
 def pyramid(**change: Any) -> dict[str, Any]:
     """Return good arguments of the ASPP, some of them changed."""
-    ones = torch.ones(64)
     good = {
         "x": torch.zeros(2, 64, 4, 5),
         "branch_weights": [torch.zeros(64, 64, 1, 1), torch.zeros(64, 64, 3, 3)],
         "pool_weight": torch.zeros(64, 64, 1, 1),
         "project_weight": torch.zeros(64, 192, 1, 1),
-        "norms": [BatchNormParameters(ones, ones, ones, ones, 1e-5) for _ in range(4)],
+        "norms": norms(64, 64, 64, 64),
         "rates": (1, 2),
         "training": True,
     }
@@ -92,6 +97,9 @@ def weights(*last: Tensor) -> list[Tensor]:
         ({"branch_weights": weights()}, "1 branches come with 2 rates and 4 normalisations"),
         ({"rates": (1,)}, "2 branches come with 1 rates"),
         ({"rates": (1, 0)}, "a rate is 0: rates are 1 or more"),
+        ({"norms": norms(64, 64, 64, 32)}, r"a normalisation has \(32,\) on cpu: it takes \(64,\)"),
+        ({"norms": norms(32, 96, 64, 64)}, r"a normalisation has \(32,\)"),
+        ({"norms": norms(64, 1, 64, 64)}, r"a normalisation has \(1,\)"),
         ({"project_weight": torch.zeros(64, 128, 1, 1)}, r"it takes \(64, 192, 1, 1\)"),
         (
             {"pool_weight": torch.zeros(64, 64, 1, 1, dtype=torch.float64)},

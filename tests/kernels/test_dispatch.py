@@ -50,6 +50,7 @@ def measured(shape: AttentionShape | AsppShape, **change: Any) -> Measurement:
 @pytest.fixture(autouse=True)
 def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Pretend a GPU of the newest kind, and a user without measurements."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.delenv("KITSATTN_KERNELS", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
@@ -77,9 +78,10 @@ def test_what_was_measured_decides(shape: AttentionShape | AsppShape, table: Pat
     """The kernel where it was faster, the reference where it was not, at this pass and in this number format."""
     write_table(table, [measured(shape), measured(shape, training=True, reference_ms=0.9)])
     faster = choose(shape, CUDA, torch.bfloat16, training=False)
-    assert faster == Choice(fused=True, reason=f"measured 2.00 times as fast as the reference on {GPU}, 2026-11-25")
+    found = "times as fast as the reference at the nearest measured shape"
+    assert faster == Choice(fused=True, reason=f"2.00 {found}, on {GPU}, 2026-11-25, Triton 3.9.0")
     slower = choose(shape, CUDA, torch.bfloat16, training=True)
-    assert slower == Choice(fused=False, reason=f"measured 0.90 times as fast as the reference on {GPU}, 2026-11-25")
+    assert slower == Choice(fused=False, reason=f"0.90 {found}, on {GPU}, 2026-11-25, Triton 3.9.0")
     assert "no shape within a factor of two" in choose(shape, CUDA, torch.float16, training=False).reason
 
 
@@ -120,6 +122,12 @@ def test_the_nearest_measurement_counts(table: Path) -> None:
         (replace(ATTENTION, dim=48), torch.bfloat16, "dim is 48, and the kernel has 16, 32, 64, 128, 256"),
         (replace(ATTENTION, value_dim=512), torch.bfloat16, "value_dim is 512"),
         (replace(ATTENTION, batch=2**13, queries=2**12), torch.bfloat16, "more than 2.31 elements"),
+        (
+            replace(ATTENTION, batch=70_000, queries=1, keys=1),
+            torch.bfloat16,
+            "70000 images, and the kernel takes 65535",
+        ),
+        (replace(ASPP, batch=64, height=512, width=512, out_channels=2048), torch.bfloat16, "more than 2.31 elements"),
         (replace(ASPP, in_channels=100), torch.bfloat16, "in_channels is 100, and the kernels take multiples of 64"),
         (replace(ASPP, channels=96), torch.bfloat16, "channels is 96"),
         (replace(ASPP, sizes=(1, 5, 3, 3)), torch.bfloat16, "a kernel size is 5"),
@@ -155,11 +163,12 @@ def test_without_triton_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_cpu_takes_the_reference_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     """Even where Triton could interpret the kernels; demanded, they need the interpreter."""
     cpu = torch.device("cpu")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert choose(ATTENTION, cpu, torch.bfloat16, training=False) == Choice(fused=False, reason="no CUDA device")
     monkeypatch.setenv("KITSATTN_KERNELS", "fused")
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     with pytest.raises(
-        KitsattnError, match="the device is cpu: kernels run on CUDA, or anywhere with TRITON_INTERPRET"
+        KitsattnError, match="the device is cpu: kernels run on CUDA, or with TRITON_INTERPRET=1 on the CPU"
     ):
         choose(ATTENTION, cpu, torch.bfloat16, training=False)
 
@@ -192,15 +201,72 @@ def test_a_choice_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     )
 
 
-def test_a_damaged_table_is_told_and_left_out(table: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        {"format": "kitsattn-kernels/0", "measurements": []},
+        {"measurements": 1},
+        {"fused_ms": 0},
+        {"fused_ms": None},
+        {"reference_ms": float("nan")},
+        {"shape": {"batch": 0, "queries": 1, "keys": 1, "dim": 1, "value_dim": 1}},
+        {"shape": {"batch": 1}},
+        {"colour": "red"},
+    ],
+)
+def test_a_damaged_table_is_told_and_left_out(
+    content: str | dict[str, Any], table: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """The reference is right without it."""
-    table.parent.mkdir()
-    for content in ("{", json.dumps({"format": "kitsattn-kernels/0", "measurements": []}), '{"measurements": 1}'):
-        table.write_text(content)
-        dispatch._measured.cache_clear()
-        assert not choose(ATTENTION, CUDA, torch.bfloat16, training=False).fused
-        assert str(table) in caplog.text
-        caplog.clear()
+    write_table(table, [measured(ATTENTION)])
+    whole = json.loads(table.read_text())
+    if isinstance(content, str) or "measurements" in content:
+        table.write_text(content if isinstance(content, str) else json.dumps(content))
+    else:
+        whole["measurements"][0] |= content
+        table.write_text(json.dumps(whole))
+    dispatch._measured.cache_clear()
+    assert not choose(ATTENTION, CUDA, torch.bfloat16, training=False).fused
+    assert f"{table} " in caplog.text
+
+
+def test_a_home_that_cannot_be_looked_at_costs_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A cluster's job may have none."""
+    monkeypatch.delenv("XDG_CACHE_HOME")
+
+    def homeless() -> Path:
+        msg = "Could not determine home directory."
+        raise RuntimeError(msg)
+
+    monkeypatch.setattr(Path, "home", homeless)
+    assert not choose(ATTENTION, CUDA, torch.bfloat16, training=False).fused
+    assert "Could not determine home directory" in caplog.text
+
+
+def test_the_users_own_rows_replace_the_packages(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the same GPU: even if the package has measured a nearer shape."""
+    package = [measured(ATTENTION), measured(ATTENTION, gpu="Another")]
+    write_table(table, [measured(replace(ATTENTION, batch=12), reference_ms=0.5)])
+    read = dispatch.read_table
+    monkeypatch.setattr(dispatch, "read_table", lambda path: read(path) if path == table else package)
+    assert not choose(ATTENTION, CUDA, torch.bfloat16, training=False).fused
+    assert [row.gpu for row in dispatch.measurements()] == [GPU, "Another"]
+
+
+def test_interpreted_kernels_do_not_take_the_gpus_place(monkeypatch: pytest.MonkeyPatch, table: Path) -> None:
+    """With TRITON_INTERPRET=1 Triton would compute on the CPU what was measured on the GPU."""
+    write_table(table, [measured(ATTENTION)])
+    monkeypatch.setenv("TRITON_INTERPRET", "true")
+    assert "the device is cuda" in choose(ATTENTION, CUDA, torch.bfloat16, training=False).reason
+
+
+def test_gpus_of_amd_take_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch calls them cuda, too."""
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    assert "AMD" in choose(ATTENTION, CUDA, torch.bfloat16, training=False).reason
 
 
 def test_the_packages_own_table_can_be_read() -> None:

@@ -1,6 +1,8 @@
 """The operators as citizens of PyTorch: compiled, exported, checkpointed, under autocast, on several processes."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kitsattn.blocks.aspp import ASPP
 from kitsattn.blocks.attention import SelfAttention
+from kitsattn.kernels import dispatch
 from kitsattn.kernels.aspp import fused as aspp_operators
 from kitsattn.kernels.attention import attention
 from kitsattn.kernels.attention import fused as attention_operators
@@ -172,7 +175,7 @@ def test_compiled_for_any_size(blocks: Blocks, device: torch.device) -> None:
 def test_exported_with_a_dynamic_batch(blocks: Blocks, x: Tensor) -> None:
     """The operators stay one node each, and other batch sizes run."""
     blocks.eval()
-    batch = torch.export.Dim("batch", min=2, max=64)
+    batch = torch.export.Dim("batch", min=2)
     with torch.no_grad():
         program = torch.export.export(blocks, (x,), dynamic_shapes={"x": {0: batch}})
         calls = [str(node.target) for node in program.graph.nodes if "kitsattn" in str(node.target)]
@@ -207,6 +210,36 @@ def test_autocast_decides_the_number_format(
     assert (out - wanted).norm() < 0.03 * wanted.norm()
 
 
+@pytest.mark.parametrize("half", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("mode", ["training", "inference"])
+def test_networks_may_be_of_one_number_format(
+    blocks: Blocks, x: Tensor, mode: str, half: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parameters in halves without autocast, normalisations included."""
+    blocks.train(mode == "training").to(half)
+    with nullcontext() if mode == "training" else torch.no_grad():
+        out = blocks(x.to(half))
+        monkeypatch.setenv("KITSATTN_KERNELS", "reference")
+        wanted = blocks(x.to(half))
+    assert out.dtype == half
+    assert (out - wanted).norm() < 0.03 * wanted.norm()
+    if mode == "training":
+        out.float().square().sum().backward()
+        assert all(parameter.grad is not None for parameter in blocks.parameters())
+
+
+def test_float64_is_computed_by_the_reference_under_autocast_too(x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Autocast leaves it as it is."""
+    monkeypatch.setenv("KITSATTN_KERNELS", "auto")
+    blocks = Blocks().double().eval()
+    with torch.no_grad():
+        wanted = blocks(x.double())
+        with torch.autocast("cpu", torch.bfloat16):
+            assert attention(*(torch.randn(1, 4, 16).double() for _ in range(3)), scale=0.2).dtype == torch.float64
+            got = blocks(x.double())
+    torch.testing.assert_close(got.double(), wanted, rtol=0.05, atol=0.05)
+
+
 def test_operations_are_counted(blocks: Blocks, x: Tensor) -> None:
     """The products of convolutions and attention, forward and backward; padding counts, as for convolutions."""
     pixels, batch, tokens = x[:, 0].numel(), x.shape[0], x[0, 0].numel()
@@ -234,13 +267,60 @@ def test_a_gradient_of_the_gradient_is_refused(device: torch.device) -> None:
         gradient.sum().backward()
 
 
-def test_gradients_with_running_statistics_are_the_references(blocks: Blocks, x: Tensor) -> None:
+@pytest.mark.parametrize("wanted", ["input", "normalisation"])
+def test_gradients_with_running_statistics_are_the_references(blocks: Blocks, x: Tensor, wanted: str) -> None:
     """Frozen normalisation has gradients, by the reference: the folded kernels have none."""
-    blocks.eval()
-    x.requires_grad_()
+    blocks.train().requires_grad_(requires_grad=False)
+    blocks.aspp.norms.eval()
+    leaf = x if wanted == "input" else blocks.aspp.get_parameter("norms.0.weight")
+    leaf.requires_grad_()
+    before = {name: buffer.clone() for name, buffer in blocks.named_buffers()}
     blocks.aspp(x).sum().backward()
-    assert x.grad is not None
-    assert x.grad.abs().sum() > 0
+    assert leaf.grad is not None
+    assert leaf.grad.abs().sum() > 0
+    assert all(torch.equal(buffer, before[name]) for name, buffer in blocks.named_buffers())
+
+
+def test_normalisations_are_frozen_as_a_whole(blocks: Blocks, x: Tensor) -> None:
+    """Half of them would be neither this nor that."""
+    blocks.aspp.norms[1].eval()
+    with pytest.raises(ValueError, match="freeze `norms` as a whole, or none"):
+        blocks(x)
+
+
+def test_compiled_on_a_gpu_the_choice_is_made_while_tracing(
+    blocks: Blocks, x: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files and devices are asked outside the graph, once for each shape, and each gets the path measured for it."""
+    monkeypatch.setenv("KITSATTN_KERNELS", "auto")
+    asked: list[tuple[str, tuple[int, ...]]] = []
+
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    def automatic(name: str, sizes: tuple[int, ...], *_: object) -> tuple[bool, str]:
+        asked.append((name, sizes))
+        Path(__file__).stat()  # cannot be traced
+        return sizes[0] == 3, "pretended"
+
+    class Pretended:
+        """A CUDA device to the choice, this one to everybody else."""
+
+        type = "cuda"
+
+    monkeypatch.setattr(dispatch, "_automatic", automatic)
+    choose = dispatch.choose
+    monkeypatch.setattr(
+        dispatch,
+        "choose",
+        lambda shape, _, dtype, *, training: choose(shape, Pretended(), dtype, training=training),  # type: ignore[arg-type]
+    )
+    blocks.eval()
+    torch._dynamo.reset()
+    compiled = torch.compile(blocks, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        for batch in (3, 2):
+            torch.testing.assert_close(compiled(x[:batch]), blocks(x[:batch]), rtol=1e-4, atol=1e-4)
+    assert {sizes[0] for _, sizes in asked} == {2, 3}
+    assert {name for name, _ in asked} == {"aspp", "attention"}
 
 
 def test_shapes_can_be_had_without_computing(monkeypatch: pytest.MonkeyPatch) -> None:

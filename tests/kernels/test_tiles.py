@@ -30,7 +30,7 @@ SIZES = [1, 3, 3, 3]
 def test_every_tap_that_a_pixel_sees_is_in_its_tile(batch: int, height: int, width: int, rate: int, rows: int) -> None:
     """And every pixel of every image is in exactly one tile of each branch."""
     branches = make_branches([1, 3], [1, rate])
-    patch = choose_patch(batch, rows)
+    patch = choose_patch(batch, height, width, branches, rows)
     assert patch.images * patch.height * patch.width == rows
     seen = torch.zeros(2, batch, height, width, dtype=torch.int64)
     for tile in branch_tiles(batch, height, width, branches, patch):
@@ -107,11 +107,29 @@ def test_skipping_saves_what_is_said(size: int, rates: list[int], patch: Patch, 
 
 
 @pytest.mark.parametrize(
-    ("batch", "patch"), [(1, (1, 8, 16)), (2, (2, 8, 8)), (5, (4, 4, 8)), (16, (16, 2, 4)), (100, (16, 2, 4))]
+    ("batch", "patch", "share"),
+    [
+        (1, (1, 8, 16), 0.768),
+        (2, (2, 8, 8), 0.723),
+        (5, (1, 8, 16), 0.768),
+        (12, (4, 4, 8), 0.674),
+        (16, (16, 2, 4), 0.608),
+        (17, (2, 8, 8), 0.766),
+        (96, (16, 2, 4), 0.608),
+    ],
 )
-def test_patches_span_the_batch(batch: int, patch: tuple[int, int, int]) -> None:
-    """Up to 16 images."""
-    assert choose_patch(batch, 128) == patch
+def test_patches_span_the_batch(batch: int, patch: tuple[int, int, int], share: float) -> None:
+    """Up to 16 images, and fewer where patches would be partly empty."""
+    branches = make_branches(SIZES, RATES)
+    chosen = choose_patch(batch, 32, 32, branches, 128)
+    assert chosen == patch
+    assert executed_share(batch, 32, 32, branches, chosen) == pytest.approx(share, abs=6e-4)
+
+
+def test_empty_places_of_a_patch_count() -> None:
+    """Of 16 images in a patch one is there: sixteen times the products."""
+    branches = make_branches([1], [1])
+    assert executed_share(1, 4, 4, branches, Patch(16, 2, 4)) == 16
 
 
 def test_columns_of_a_tile_divide_the_channels() -> None:

@@ -17,13 +17,13 @@ from torch.utils.flop_counter import register_flop_formula
 
 from kitsattn.kernels.aspp.statistics import BatchNormParameters, BatchStatistics, unite
 from kitsattn.kernels.aspp.tiles import Branch, make_branches
-from kitsattn.kernels.gradients import refuse_second_gradient
+from kitsattn.kernels.operators import TAGS, refuse_second_gradient
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-@torch.library.custom_op("kitsattn::aspp_branches", mutates_args=())
+@torch.library.custom_op("kitsattn::aspp_branches", mutates_args=(), tags=TAGS)
 def branches_operator(
     x: Tensor, w: Tensor, sizes: Sequence[int], rates: Sequence[int]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -43,7 +43,7 @@ def _(x: Tensor, w: Tensor, sizes: Sequence[int], rates: Sequence[int]) -> tuple
     return x.new_empty((*x.shape[:3], channels)), vector, torch.empty_like(vector), pooled
 
 
-@torch.library.custom_op("kitsattn::aspp_branches_backward", mutates_args=())
+@torch.library.custom_op("kitsattn::aspp_branches_backward", mutates_args=(), tags=TAGS)
 def branches_backward_operator(
     grads: Sequence[Tensor], x: Tensor, w: Tensor, z: Tensor, mean: Tensor, sizes: Sequence[int], rates: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
@@ -77,7 +77,7 @@ def _branches_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, 
 branches_operator.register_autograd(_branches_backward, setup_context=_save_branches)
 
 
-@torch.library.custom_op("kitsattn::aspp_project", mutates_args=())
+@torch.library.custom_op("kitsattn::aspp_project", mutates_args=(), tags=TAGS)
 def project_operator(
     z: Tensor, mean: Tensor, scale: Tensor, bias: Tensor, u: Tensor, image_bias: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -96,7 +96,7 @@ def _(
     return z.new_empty((*z.shape[:3], u.shape[0])), vector, torch.empty_like(vector)
 
 
-@torch.library.custom_op("kitsattn::aspp_project_backward", mutates_args=())
+@torch.library.custom_op("kitsattn::aspp_project_backward", mutates_args=(), tags=TAGS)
 def project_backward_operator(
     grads: Sequence[Tensor],
     z: Tensor,
@@ -147,7 +147,7 @@ def _project_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
 project_operator.register_autograd(_project_backward, setup_context=_save_project)
 
 
-@torch.library.custom_op("kitsattn::aspp_normalise", mutates_args=())
+@torch.library.custom_op("kitsattn::aspp_normalise", mutates_args=(), tags=TAGS)
 def normalise_operator(values: Tensor, mean: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     """Return `relu((values - mean) scale + bias)`; see `programs.normalise`."""
     from kitsattn.kernels.aspp.programs import normalise
@@ -161,7 +161,7 @@ def _(values: Tensor, mean: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     return torch.empty_like(values)
 
 
-@torch.library.custom_op("kitsattn::aspp_normalise_backward", mutates_args=())
+@torch.library.custom_op("kitsattn::aspp_normalise_backward", mutates_args=(), tags=TAGS)
 def normalise_backward_operator(
     grad: Tensor, values: Tensor, mean: Tensor, scale: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -195,7 +195,7 @@ for _operator in (branches_backward_operator, project_backward_operator, normali
     _operator.register_autograd(refuse_second_gradient)
 
 
-@torch.library.custom_op("kitsattn::aspp_folded", mutates_args=())
+@torch.library.custom_op("kitsattn::aspp_folded", mutates_args=(), tags=TAGS)
 def folded_operator(
     x: Tensor, w: Tensor, scale: Tensor, bias: Tensor, sizes: Sequence[int], rates: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
@@ -214,7 +214,7 @@ def _(
     return out, x.new_empty((x.shape[0], x.shape[3]), dtype=torch.float32)
 
 
-@torch.library.custom_op("kitsattn::aspp_project_folded", mutates_args=())
+@torch.library.custom_op("kitsattn::aspp_project_folded", mutates_args=(), tags=TAGS)
 def project_folded_operator(y: Tensor, u: Tensor, image_bias: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     """Return the projection of the branches, normalised; see `programs.project_folded`."""
     from kitsattn.kernels.aspp.programs import project_folded
@@ -245,20 +245,23 @@ def fused_aspp(
     w = torch.cat([weight.permute(2, 3, 1, 0).flatten(0, 1) for weight in branch_weights])
     channels = pool_weight.shape[0]
     u, pooled_u = _rows(project_weight).split([channels * len(sizes), channels], dim=1)
+    # The pooled branch has one row an image: it is computed in fp32, as the vectors of the normalisations are.
+    pool_weight, pooled_u = _rows(pool_weight).float(), pooled_u.float()
+    norms = [_in_fp32(norm) for norm in norms]
+    if not training:
+        widths = [channels * len(sizes), channels, project_weight.shape[0]]
+        (scale, pool_scale, out_scale), (shift, pool_shift, out_shift) = (part.split(widths) for part in _fold(norms))
+        y, pooled = folded_operator(x, w, scale, shift, sizes, rates)
+        pooled = relu(torch.addcmul(pool_shift, linear(pooled, pool_weight), pool_scale))
+        out = project_folded_operator(y, u.contiguous(), linear(pooled, pooled_u), out_scale, out_shift)
+        return out.permute(0, 3, 1, 2), []
     weight, bias = (torch.cat(parts) for parts in zip(*((norm.weight, norm.bias) for norm in norms[:-2]), strict=True))
     *_, pool_norm, out_norm = norms
-    if not training:
-        scale, shift = (torch.cat(parts) for parts in zip(*map(_fold, norms[:-2]), strict=True))
-        y, pooled = folded_operator(x, w, scale, shift, sizes, rates)
-        scale, shift = _fold(pool_norm)
-        pooled = relu(linear(pooled, _rows(pool_weight)) * scale + shift)
-        out = project_folded_operator(y, u.contiguous(), linear(pooled, pooled_u), *_fold(out_norm))
-        return out.permute(0, 3, 1, 2), []
     z, mean, variance, pooled = branches_operator(x, w, sizes, rates)
     pixels = z.numel() // z.shape[-1]
     seen = unite(BatchStatistics(mean, variance, pixels), group)
     scale = weight * torch.rsqrt(seen.var + _eps(norms[:-2], channels, seen.var))
-    pooled = linear(pooled, _rows(pool_weight))
+    pooled = linear(pooled, pool_weight)
     variance, mean = torch.var_mean(pooled, 0, correction=0)
     pool_seen = unite(BatchStatistics(mean, variance, pooled.shape[0]), group)
     pooled = relu((pooled - pool_seen.mean) * _scale(pool_norm, pool_seen) + pool_norm.bias)
@@ -284,10 +287,23 @@ def _image_mean(x: Tensor) -> Tensor:
     return x.mean((1, 2), dtype=torch.float32)
 
 
-def _fold(norm: BatchNormParameters) -> tuple[Tensor, Tensor]:
-    """Return scale and shift of a normalisation by its running statistics."""
-    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    return scale, norm.bias - norm.running_mean * scale
+def _in_fp32(norm: BatchNormParameters) -> BatchNormParameters:
+    """Return a normalisation in fp32; where it is already, the same tensors."""
+    return BatchNormParameters(
+        norm.weight.float(), norm.bias.float(), norm.running_mean.float(), norm.running_var.float(), norm.eps
+    )
+
+
+def _fold(norms: Sequence[BatchNormParameters]) -> tuple[Tensor, Tensor]:
+    """Return scale and shift of the channels of all normalisations by their running statistics."""
+    weight, bias, mean, var = (
+        torch.cat([getattr(norm, name) for norm in norms]) for name in ("weight", "bias", "running_mean", "running_var")
+    )
+    if len({norm.eps for norm in norms}) == 1:
+        scale = weight * torch.rsqrt(var + norms[0].eps)
+    else:
+        scale = weight * torch.rsqrt(var + torch.cat([torch.full_like(norm.bias, norm.eps) for norm in norms]))
+    return scale, torch.addcmul(bias, mean, scale, value=-1)
 
 
 def _scale(norm: BatchNormParameters, seen: BatchStatistics) -> Tensor:

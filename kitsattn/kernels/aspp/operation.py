@@ -69,10 +69,12 @@ def aspp(
         tuple(rates),
     )
     differentiated = torch.is_grad_enabled() and any(
-        tensor.requires_grad for tensor in (x, pool_weight, project_weight, *branch_weights)
+        tensor.requires_grad
+        for tensor in (x, pool_weight, project_weight, *branch_weights, *(v for n in norms for v in (n.weight, n.bias)))
     )
     arguments = (branch_weights, pool_weight, project_weight, norms)
-    if (differentiated and not training) or not dispatch.choose(shape, x.device, dtype, training=training).fused:
+    fused = dispatch.choose(shape, x.device, dtype, training=training).fused
+    if not fused or (differentiated and not training):
         return reference.aspp(x, *arguments, rates=rates, training=training, group=group)
     with without_autocast(x):
         return fused_aspp(x.to(dtype), *arguments, rates=rates, training=training, group=group)
@@ -110,6 +112,15 @@ def _check(
         if weight.dtype != x.dtype and not autocast_enabled(x):
             msg = f"x is {x.dtype} and a weight {weight.dtype}: give them one dtype, or use autocast"
             raise ValueError(msg)
+    _check_norms(x, norms, [channels] * (branches + 1) + [project_weight.shape[0]])
     if min(rates) < 1:
         msg = f"a rate is {min(rates)}: rates are 1 or more"
         raise ValueError(msg)
+
+
+def _check_norms(x: Tensor, norms: Sequence[BatchNormParameters], widths: Sequence[int]) -> None:
+    for norm, width in zip(norms, widths, strict=True):
+        for vector in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+            if vector.shape != (width,) or vector.device != x.device:
+                msg = f"a normalisation has {tuple(vector.shape)} on {vector.device}: it takes {(width,)} on {x.device}"
+                raise ValueError(msg)

@@ -15,6 +15,7 @@ channel its batch normalisation, u the weights of the projection and i the poole
 Sums over pixels are made in a fixed order, without atomic additions: the same input gives the same bits.
 """
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -27,13 +28,14 @@ from kitsattn.kernels.aspp.tiles import (
     INTERPRETER_TILE,
     Branch,
     Tile,
+    block_table,
     branch_table,
     choose_patch,
     choose_tile,
     input_table,
     tap_table,
 )
-from kitsattn.kernels.numerics import INTERPRETED, OPTIONS, dot
+from kitsattn.kernels.numerics import INTERPRETED, OPTIONS, dot, on_its_device, refuse_large
 
 _ROW_BLOCK = 64
 """Rows that elementwise programs take at a time."""
@@ -346,6 +348,7 @@ def weight_program(
     tl.store(dw + ((split * total_taps + weight) * IN + row)[:, None] * OUT + channel[None, :], total)
 
 
+@on_its_device
 def branches(x: Tensor, w: Tensor, layout: tuple[Branch, ...]) -> tuple[Tensor, Tensor, Tensor]:
     """Convolve with all branches, in training.
 
@@ -363,11 +366,13 @@ def branches(x: Tensor, w: Tensor, layout: tuple[Branch, ...]) -> tuple[Tensor, 
     return out, mean, variance
 
 
+@on_its_device
 def branches_folded(x: Tensor, w: Tensor, scale: Tensor, bias: Tensor, layout: tuple[Branch, ...]) -> Tensor:
     """Convolve with all branches, then scale, shift and clip at zero; `scale` and `bias` (branches * channels,)."""
     return _branches(x, w, layout, scale, bias)[0]
 
 
+@on_its_device
 def branches_backward(
     grad: Tensor,
     mean_grad: Tensor,
@@ -399,7 +404,7 @@ def branches_backward(
     taps, _, channels = w.shape
     dz = _statistics_backward(grad, z, mean, mean_grad, variance_grad)
     tile = _tile(x.device)
-    patch = choose_patch(batch, tile.rows)
+    patch = choose_patch(batch, height, width, layout, tile.rows)
     fit = tile.fit(channels_in)
     table = input_table((batch, height, width), layout, patch, x.device)
     dx = torch.empty_like(x)
@@ -410,7 +415,7 @@ def branches_backward(
     )  # fmt: skip
     fit = tile.fit(channels)
     seen, exact = tap_table((batch, height, width), layout, x.device)
-    rows = min(tile.rows, 64 if channels_in % 128 else 128)
+    rows = _band(tile, channels_in)
     programs = len(seen) * (channels_in // rows) * (channels // fit.columns)
     splits = _splits(programs, batch * height * width, fit, x.device)
     # A tap that lies outside for all pixels has no program.
@@ -423,6 +428,7 @@ def branches_backward(
     return dx, dw.sum(0)
 
 
+@on_its_device
 def project(
     z: Tensor, mean: Tensor, scale: Tensor, bias: Tensor, u: Tensor, image_bias: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -439,16 +445,18 @@ def project(
     Returns:
         (batch, height, width, out_channels) in the dtype of `z`; mean and biased variance of its channels, fp32.
     """
-    out, sums, squares, counts = _project(z, mean, scale, bias, u, image_bias, None, None)
+    out, sums, squares, counts = _project(z, (mean, scale, bias), u, image_bias, None)
     mean, variance = _merge(sums, squares, counts, out.numel() // out.shape[-1])
     return out, mean, variance
 
 
+@on_its_device
 def project_folded(y: Tensor, u: Tensor, image_bias: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     """Project, add, then scale, shift and clip at zero; `scale` and `bias` (out_channels,), fp32."""
-    return _project(y, scale, scale, bias, u, image_bias, scale, bias)[0]
+    return _project(y, None, u, image_bias, (scale, bias))[0]
 
 
+@on_its_device
 def project_backward(
     grad: Tensor,
     mean_grad: Tensor,
@@ -467,8 +475,8 @@ def project_backward(
     pixels = batch * height * width
     g = _statistics_backward(grad, out, out_mean, mean_grad, variance_grad)
     tile = _tile(z.device)
-    # A wider tile leaves no registers for z, which is needed after the sum.
-    fit = tile.fit(channels_in, most=128)
+    # Half as wide as elsewhere, to leave registers for a tile of z.
+    fit = replace(tile, columns=tile.columns // 2).fit(channels_in)
     dz = torch.empty_like(z)
     blocks = triton.cdiv(pixels, fit.rows)
     bias_sums, scale_sums = (z.new_empty((blocks, channels_in), dtype=torch.float32) for _ in range(2))
@@ -477,7 +485,7 @@ def project_backward(
         IN=channels_in, OUT=channels, PIXELS=fit.rows, WIDE=fit.columns, **_options(fit),
     )  # fmt: skip
     fit = tile.fit(channels)
-    rows = min(tile.rows, 64 if channels_in % 128 else 128)
+    rows = _band(tile, channels_in)
     programs = (channels_in // rows) * (channels // fit.columns)
     splits = _splits(programs, pixels, fit, z.device)
     part = triton.cdiv(triton.cdiv(pixels, splits), fit.depth) * fit.depth
@@ -490,6 +498,7 @@ def project_backward(
     return dz, scale_sums.sum(0), bias_sums.sum(0), du.sum(0).t().contiguous(), image_grad
 
 
+@on_its_device
 def normalise(values: Tensor, mean: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     """Return `relu((values - mean) scale + bias)` of channels-last values."""
     channels = values.shape[-1]
@@ -501,6 +510,7 @@ def normalise(values: Tensor, mean: Tensor, scale: Tensor, bias: Tensor) -> Tens
     return out
 
 
+@on_its_device
 def normalise_backward(
     grad: Tensor, values: Tensor, mean: Tensor, scale: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -523,29 +533,30 @@ def _branches(
     batch, height, width, channels_in = x.shape
     channels = w.shape[2]
     tile = _tile(x.device).fit(channels)
-    patch = choose_patch(batch, tile.rows)
+    patch = choose_patch(batch, height, width, layout, tile.rows)
     table, counts = branch_table((batch, height, width), layout, patch, x.device)
     out = x.new_empty(batch, height, width, len(layout) * channels)
-    sums, squares = (x.new_empty((len(counts), out.shape[-1]), dtype=torch.float32) for _ in range(2))
+    refuse_large(x, out)
+    folded = scale is not None
+    parts = (0 if folded else len(counts), out.shape[-1])
+    sums, squares = (x.new_empty(parts, dtype=torch.float32) for _ in range(2))
     branches_program[(len(table) * (channels // tile.columns),)](
         x, w, out, table, sums if scale is None else scale, sums if bias is None else bias, sums, squares,
         batch, height, width,
         IN=channels_in, OUT=channels, BRANCHES=len(layout), IMAGES=patch.images, ROWS=patch.height,
-        COLUMNS=patch.width, WIDE=tile.columns, FOLDED=scale is not None, **_options(tile),
+        COLUMNS=patch.width, WIDE=tile.columns, FOLDED=folded, **_options(tile),
     )  # fmt: skip
     return out, sums, squares, counts
 
 
 def _project(
     z: Tensor,
-    mean: Tensor,
-    scale: Tensor,
-    bias: Tensor,
+    normalisation: tuple[Tensor, Tensor, Tensor] | None,
     u: Tensor,
     image_bias: Tensor,
-    out_scale: Tensor | None,
-    out_bias: Tensor | None,
+    folded: tuple[Tensor, Tensor] | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Project `z`, normalised first by mean, scale and bias, or afterwards by the folded scale and bias."""
     batch, height, width, channels_in = z.shape
     channels = u.shape[0]
     area = height * width
@@ -553,16 +564,14 @@ def _project(
     tile = _tile(z.device).fit(channels)
     blocks = triton.cdiv(pixels, tile.rows)
     out = z.new_empty(batch, height, width, channels)
-    sums, squares = (z.new_empty((blocks, channels), dtype=torch.float32) for _ in range(2))
+    refuse_large(z, out)
+    sums, squares = (z.new_empty((0 if folded else blocks, channels), dtype=torch.float32) for _ in range(2))
     project_program[(blocks, channels // tile.columns)](
-        z, u, image_bias, out, mean, scale, bias, sums if out_scale is None else out_scale,
-        sums if out_bias is None else out_bias, sums, squares, pixels, area,
-        IN=channels_in, OUT=channels, PIXELS=tile.rows, WIDE=tile.columns, FOLDED=out_scale is not None,
+        z, u, image_bias, out, *(normalisation or (z, z, z)), *(folded or (z, z)), sums, squares, pixels, area,
+        IN=channels_in, OUT=channels, PIXELS=tile.rows, WIDE=tile.columns, FOLDED=folded is not None,
         ONE_IMAGE=area % tile.rows == 0, **_options(tile),
     )  # fmt: skip
-    counts = sums.new_full((blocks,), tile.rows)
-    counts[-1] = pixels - (blocks - 1) * tile.rows
-    return out, sums, squares, counts
+    return out, sums, squares, block_table(pixels, tile.rows, z.device)
 
 
 def _merge(sums: Tensor, squares: Tensor, counts: Tensor, pixels: int) -> tuple[Tensor, Tensor]:
@@ -592,6 +601,11 @@ def _statistics_backward(
 
 def _elementwise_grid(pixels: int, channels: int) -> tuple[int, int]:
     return triton.cdiv(pixels, _ROW_BLOCK), channels // _COLUMN_BLOCK
+
+
+def _band(tile: Tile, channels: int) -> int:
+    """Return how many input channels a program of the weights' gradient takes: a divisor of theirs."""
+    return min(tile.rows, 64 if channels % 128 else 128)
 
 
 def _options(tile: Tile) -> dict[str, Any]:

@@ -9,9 +9,10 @@ execute 79 % and no tile could do with less than 59 %. In channels-last order th
 Visible taps of a tile form a rectangle: offsets dy of consecutive values times offsets dx of consecutive values.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -39,9 +40,9 @@ class Tile:
     warps: int = 8
     stages: int = 3
 
-    def fit(self, columns: int, *, most: int = 256) -> "Tile":
-        """Return the tile with as many columns as divide the product's, at most `most`."""
-        width = min(self.columns, most)
+    def fit(self, columns: int) -> "Tile":
+        """Return the tile with as many columns as divide the product's."""
+        width = self.columns
         while columns % width:
             width //= 2
         return replace(self, columns=width)
@@ -66,18 +67,6 @@ class Patch(NamedTuple):
     images: int
     height: int
     width: int
-
-
-def choose_patch(batch: int, rows: int) -> Patch:
-    """Return a patch of so many pixels that spans as much of the batch as it can, up to 16 images."""
-    images = 1
-    while images * 2 <= min(batch, _MOST_IMAGES, rows):
-        images *= 2
-    height = 1
-    while height * height * 2 <= rows // images:
-        height *= 2
-    width = rows // images // height
-    return Patch(images, min(height, width), max(height, width))
 
 
 class Branch(NamedTuple):
@@ -164,6 +153,32 @@ def branch_tiles(batch: int, height: int, width: int, branches: Sequence[Branch]
     return sorted(tiles, key=lambda tile: -tile.taps)
 
 
+@cache
+def _best_patch(batch: int, height: int, width: int, branches: tuple[Branch, ...], rows: int) -> Patch:
+    def taps(patch: Patch) -> int:
+        return sum(tile.taps for tile in branch_tiles(batch, height, width, branches, patch))
+
+    images = [1 << power for power in range(rows.bit_length()) if 1 << power <= _MOST_IMAGES]
+    return min((_squarest(number, rows) for number in images), key=lambda patch: (taps(patch), -patch.images))
+
+
+def choose_patch(batch: int, height: int, width: int, branches: Sequence[Branch], rows: int) -> Patch:
+    """Return the patch of so many pixels with which the fewest taps are executed, of up to 16 images.
+
+    More images make a patch smaller, and it skips more; but where they do not divide the batch, the last patches are
+    partly empty.
+    """
+    return _best_patch(batch, height, width, tuple(branches), rows)
+
+
+def _squarest(images: int, rows: int) -> Patch:
+    """Return the patch of so many images whose height and width differ least, the width being the larger."""
+    height = 1
+    while height * height * 4 <= rows // images:
+        height *= 2
+    return Patch(images, height, rows // images // height)
+
+
 def input_tiles(batch: int, height: int, width: int, branches: Sequence[Branch], patch: Patch) -> list[list[int]]:
     """Return all tiles of the gradient of the input, those of most taps first.
 
@@ -240,13 +255,13 @@ def visible_taps(batch: int, height: int, width: int, branches: Sequence[Branch]
 
 
 def executed_share(batch: int, height: int, width: int, branches: Sequence[Branch], patch: Patch) -> float:
-    """Return which part of the products of dense convolutions the tiles execute."""
-    tiles = branch_tiles(batch, height, width, branches, patch)
-    dense = sum(branch.size**2 for branch in branches)
-    return sum(tile.taps for tile in tiles) / (dense * len(tiles) / len(branches))
+    """Return how many products the tiles execute, pixels that are not there included, per product of dense branches."""
+    taps = sum(tile.taps for tile in branch_tiles(batch, height, width, branches, patch))
+    dense = sum(branch.size**2 for branch in branches) * batch * height * width
+    return taps * math.prod(patch) / dense
 
 
-@lru_cache(maxsize=64)
+@cache  # a captured CUDA graph reads a table wherever it was then
 def branch_table(
     shape: tuple[int, int, int], branches: tuple[Branch, ...], patch: Patch, device: torch.device
 ) -> tuple[Tensor, Tensor]:
@@ -262,7 +277,7 @@ def branch_table(
     return _on(rows, device), torch.tensor(counts, dtype=torch.float32).to(device)
 
 
-@lru_cache(maxsize=64)
+@cache  # a captured CUDA graph reads a table wherever it was then
 def input_table(
     shape: tuple[int, int, int], branches: tuple[Branch, ...], patch: Patch, device: torch.device
 ) -> Tensor:
@@ -270,11 +285,18 @@ def input_table(
     return _on(input_tiles(*shape, branches, patch), device)
 
 
-@lru_cache(maxsize=64)
+@cache  # a captured CUDA graph reads a table wherever it was then
 def tap_table(shape: tuple[int, int, int], branches: tuple[Branch, ...], device: torch.device) -> tuple[Tensor, bool]:
     """Return the visible taps, (taps, 10), int32, on a device, and whether their multipliers are exact."""
     taps, exact = visible_taps(*shape, branches)
     return _on(taps, device), exact
+
+
+@cache
+def block_table(pixels: int, rows: int, device: torch.device) -> Tensor:
+    """Return how many pixels each block of so many rows has, fp32, on a device."""
+    counts = [min(rows, pixels - start) for start in range(0, pixels, rows)]
+    return torch.tensor(counts, dtype=torch.float32).to(device)
 
 
 def _corners(batch: int, height: int, width: int, patch: Patch) -> list[tuple[int, int, int]]:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from kitsattn.kernels.gradients import refuse_second_gradient
+from kitsattn.kernels.operators import TAGS, refuse_second_gradient
 
 
-@torch.library.custom_op("kitsattn::attention", mutates_args=())
+@torch.library.custom_op("kitsattn::attention", mutates_args=(), tags=TAGS)
 def attention_operator(
     q: Tensor, k: Tensor, v: Tensor, residual: Tensor | None, gate: Tensor | None, scale: float, save: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -34,7 +34,7 @@ def _(
     return out, attended, q.new_empty(shape[:2] if save else (0,), dtype=torch.float32)
 
 
-@torch.library.custom_op("kitsattn::attention_backward", mutates_args=())
+@torch.library.custom_op("kitsattn::attention_backward", mutates_args=(), tags=TAGS)
 def attention_backward_operator(
     grad_out: Tensor,
     q: Tensor,

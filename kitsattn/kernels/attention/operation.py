@@ -45,7 +45,8 @@ def attention(
     if not -math.inf < scale < math.inf:
         msg = f"the scale is {scale}: it must be finite"
         raise ValueError(msg)
-    dtype = compute_dtype(q)
+    # A float64 residual asks for more than the kernel's sums have.
+    dtype = torch.float64 if residual is not None and residual.dtype == torch.float64 else compute_dtype(q)
     shape = AttentionShape(q.shape[0], q.shape[1], k.shape[1], q.shape[2], v.shape[2])
     training = torch.is_grad_enabled() and any(
         tensor is not None and tensor.requires_grad for tensor in (q, k, v, residual, gate)

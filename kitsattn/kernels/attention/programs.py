@@ -22,7 +22,8 @@ import triton.language as tl
 from torch import Tensor
 
 from kitsattn.kernels.attention.tiles import INTERPRETER_TILES, AttentionTiles, choose_tiles
-from kitsattn.kernels.numerics import INTERPRETED, OPTIONS, dot
+from kitsattn.kernels.numerics import INTERPRETED, OPTIONS, dot, on_its_device, refuse_large
+from kitsattn.kernels.shapes import MOST_ELEMENTS
 
 _DELTA_ROWS = 32
 
@@ -184,6 +185,7 @@ def queries_program(
     tl.store(dq_places, (dq_sum * factor).to(dq.dtype.element_ty), mask=in_rows[:, None])
 
 
+@on_its_device
 def forward(
     q: Tensor, k: Tensor, v: Tensor, residual: Tensor | None, gate: Tensor | None, scale: float, *, save: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -209,6 +211,7 @@ def forward(
     gated = residual is not None
     residual = q if residual is None else _token_major(residual)
     out = residual.new_empty(batch, queries, value_dim)
+    refuse_large(q, k, v, out)
     attended = v.new_empty(out.shape if save and gated else 0)
     lse = q.new_empty((batch, queries) if save else 0, dtype=torch.float32)
     tile = _tiles(q, queries).forward
@@ -221,6 +224,7 @@ def forward(
     return out, attended, lse
 
 
+@on_its_device
 def backward(
     grad_out: Tensor,
     q: Tensor,
@@ -285,7 +289,8 @@ def backward(
 
 def _token_major(x: Tensor) -> Tensor:
     """Return a tensor whose last axis is contiguous: a slice of a projection's output is one already."""
-    return x if x.stride(-1) == 1 else x.contiguous()
+    places_fit = (x.shape[1] - 1) * x.stride(1) + x.shape[2] <= MOST_ELEMENTS  # within an image, counted in 32 bits
+    return x if x.stride(-1) == 1 and places_fit else x.contiguous()
 
 
 def _tiles(q: Tensor, queries: int) -> AttentionTiles:

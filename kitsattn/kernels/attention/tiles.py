@@ -73,6 +73,7 @@ def choose_tiles(capability: tuple[int, int], *, dim: int, programs: int, multip
     if capability in _SMALL_SHARED_MEMORY:
         keys = Tile(32, 32) if dim >= _NARROW else Tile(16, 32)
         queries = Tile(64, 32) if dim <= _MIDDLE else Tile(64, 16)
-        return AttentionTiles(Tile(64, 32, warps=4), keys, queries, None)
-    keys = Tile(64, 32) if dim >= _NARROW else Tile(32, 32)
-    return AttentionTiles(Tile(64, 64, warps=4), keys, Tile(64, 32), None)
+        return AttentionTiles(Tile(64, 32), keys, queries, None)
+    forward = Tile(64, 64 if dim <= _MIDDLE else 32, warps=4)
+    keys = Tile(64, 32) if dim >= _NARROW else Tile(16, 32)
+    return AttentionTiles(forward, keys, Tile(64, 32), None)

@@ -1,8 +1,12 @@
-"""What the operators' gradients share."""
+"""What all operators share."""
 
 from typing import Any, NoReturn
 
+import torch
 from torch import Tensor
+
+TAGS = (torch.Tag.cudagraph_unsafe,)
+"""The tables of tiles are made at the first call with a shape, and kept: not while a CUDA graph is recorded."""
 
 
 def refuse_second_gradient(ctx: Any, *grads: Tensor) -> NoReturn:  # noqa: ANN401 - PyTorch's context is untyped
