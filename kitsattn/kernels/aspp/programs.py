@@ -44,7 +44,7 @@ _FEWEST_PROGRAMS = 2
 """Of the weights' gradient, for each multiprocessor: the sum over pixels is split until there are so many."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch", "height", "width"])
 def branches_program(
     x, w, out, table, scale, bias, sums, squares, batch, height, width,
     IN: tl.constexpr, OUT: tl.constexpr, BRANCHES: tl.constexpr,
@@ -100,7 +100,7 @@ def branches_program(
     tl.store(places, total.to(out.dtype.element_ty), mask=there[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slots", "pixels"])
 def merge_program(
     sums, squares, counts, mean, variance, slots, pixels, CHANNELS: tl.constexpr, SLOTS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -127,7 +127,7 @@ def merge_program(
     tl.store(variance + channel, spread / pixels)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pixels", "area"])
 def project_program(
     z, u, image_bias, out, mean, scale, bias, out_scale, out_bias, sums, squares, pixels, area,
     IN: tl.constexpr, OUT: tl.constexpr, PIXELS: tl.constexpr, WIDE: tl.constexpr, DEEP: tl.constexpr,
@@ -161,7 +161,7 @@ def project_program(
     tl.store(out + pixel[:, None] * OUT + channel[None, :], total.to(out.dtype.element_ty), mask=there[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pixels"])
 def normalise_program(
     values, mean, scale, bias, out, pixels, CHANNELS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):  # fmt: skip
@@ -174,7 +174,7 @@ def normalise_program(
     tl.store(out + places, tl.maximum(normalised, 0.0).to(out.dtype.element_ty), mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pixels"])
 def normalise_backward_program(
     grad, values, mean, scale, bias, out, bias_sums, scale_sums, pixels,
     CHANNELS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -192,7 +192,7 @@ def normalise_backward_program(
     tl.store(scale_sums + tl.program_id(0) * CHANNELS + channel, tl.sum(dy * centred, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pixels"])
 def statistics_backward_program(
     grad, values, mean, slope, offset, out, pixels, CHANNELS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):  # fmt: skip
@@ -206,7 +206,7 @@ def statistics_backward_program(
     tl.store(out + places, total.to(out.dtype.element_ty), mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pixels"])
 def project_backward_program(
     grad, u, z, mean, scale, bias, dz, bias_sums, scale_sums, pixels,
     IN: tl.constexpr, OUT: tl.constexpr, PIXELS: tl.constexpr, WIDE: tl.constexpr, DEEP: tl.constexpr,
@@ -230,7 +230,7 @@ def project_backward_program(
     tl.store(scale_sums + tl.program_id(0) * IN + channel, tl.sum(dy * centred, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pixels", "part"])
 def project_weight_program(
     grad, z, mean, scale, bias, du, pixels, part,
     IN: tl.constexpr, OUT: tl.constexpr, ROWS: tl.constexpr, WIDE: tl.constexpr, DEEP: tl.constexpr,
@@ -256,7 +256,7 @@ def project_weight_program(
     tl.store(du + (tl.program_id(1) * IN + row)[:, None] * OUT + channel[None, :], total)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch", "height", "width"])
 def input_program(
     dz, w, pooled, x_grad, table, batch, height, width, share,
     IN: tl.constexpr, OUT: tl.constexpr, BRANCHES: tl.constexpr,
@@ -303,7 +303,7 @@ def input_program(
     tl.store(places, total.to(x_grad.dtype.element_ty), mask=there[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch", "height", "width", "splits", "total_taps"])
 def weight_program(
     x, dz, dw, table, batch, height, width, splits, total_taps,
     IN: tl.constexpr, OUT: tl.constexpr, BRANCHES: tl.constexpr,

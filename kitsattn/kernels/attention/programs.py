@@ -28,7 +28,7 @@ from kitsattn.kernels.shapes import MOST_ELEMENTS
 _DELTA_ROWS = 32
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["queries", "keys"])
 def forward_program(
     q_start, k_start, v_start, residual_start, gate, out, attended, lse,
     score_scale, queries, keys,
@@ -77,7 +77,7 @@ def forward_program(
     tl.store(out + places, average.to(out.dtype.element_ty), mask=in_rows[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["queries"])
 def delta_program(
     attended, grad_out, delta, gate_parts, queries, grad_image, grad_token,
     VALUE_DIM: tl.constexpr, QUERIES: tl.constexpr,
@@ -95,7 +95,7 @@ def delta_program(
     tl.store(gate_parts + image * tl.num_programs(0) + tl.program_id(0), tl.sum(products, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["queries", "keys"])
 def keys_program(
     q_start, k_start, v_start, grad_out, lse, delta, gate, dq_sum, dk, dv,
     scale, score_scale, queries, keys,
@@ -146,7 +146,7 @@ def keys_program(
     tl.store(dv_places, (dv_sum * factor).to(dv.dtype.element_ty), mask=in_columns[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["queries", "keys"])
 def queries_program(
     q_start, k_start, v_start, grad_out, lse, delta, gate, dq,
     scale, score_scale, queries, keys,
