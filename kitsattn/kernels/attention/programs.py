@@ -131,7 +131,7 @@ def keys_program(
             # A column that is not there has the score 0: where all others are far below, its weight would be infinite.
             scores = tl.where(in_columns[:, None], scores, float("-inf"))
         weights = tl.exp2(scores - row_lse[None, :])
-        d = tl.load(d_places, mask=in_rows[:, None], other=0.0).to(v.dtype)  # [QUERIES, VALUE_DIM]
+        d = tl.load(d_places, mask=in_rows[:, None], other=0.0)  # [QUERIES, VALUE_DIM]
         dv_sum = dot(weights.to(v.dtype), d, dv_sum, UPCAST)
         products = dot(v, tl.trans(d), tl.zeros((KEYS, QUERIES), tl.float32), UPCAST)
         ds = (weights * (products - row_delta[None, :])).to(v.dtype)
@@ -162,7 +162,7 @@ def queries_program(
     q_places = q_start + image * q_image + rows[:, None] * q_token + dims[None, :]
     d_places = grad_out + image * grad_image + rows[:, None] * grad_token + value_dims[None, :]
     q = tl.load(q_places, mask=in_rows[:, None], other=0.0)  # [QUERIES, DIM]
-    d = tl.load(d_places, mask=in_rows[:, None], other=0.0).to(q.dtype)  # [QUERIES, VALUE_DIM]
+    d = tl.load(d_places, mask=in_rows[:, None], other=0.0)  # [QUERIES, VALUE_DIM]
     row_lse = tl.load(lse + image * queries + rows, mask=in_rows, other=float("inf"))
     row_delta = tl.load(delta + image * queries + rows, mask=in_rows, other=0.0)
     factor = scale
@@ -255,7 +255,7 @@ def backward(
     """
     batch, queries, dim = q.shape
     _, keys, value_dim = v.shape
-    q, k, v, grad_out = _token_major(q), _token_major(k), _token_major(v), _token_major(grad_out)
+    q, k, v, grad_out = _token_major(q), _token_major(k), _token_major(v), _token_major(grad_out.to(v.dtype))
     tiles = _tiles(q, queries)
     delta = torch.empty_like(lse)
     parts = triton.cdiv(queries, _DELTA_ROWS)
