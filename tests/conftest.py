@@ -14,6 +14,7 @@ from typing import Any
 import hypothesis
 import numpy as np
 import pytest
+import torch
 
 import kitsattn
 from kitsattn.datasets.find import find_dataset
@@ -24,6 +25,11 @@ from kitsattn.preprocess.store import PreparedDataset
 from kitsattn.volume.geometry import Geometry
 from kitsattn.volume.nifti import write_nifti
 from kitsattn.volume.volume import Volume
+
+# Chosen before anything imports Triton, as PyTorch does now and then: its own functions are interpreted or compiled
+# from then on. On a machine with a GPU the kernels' tests run them compiled.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # The same examples on every machine: a failure can be repeated, and a slow machine is no failure.
 hypothesis.settings.register_profile("kitsattn", derandomize=True, deadline=None)

@@ -11,12 +11,12 @@ import logging
 import math
 import operator
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -30,6 +30,7 @@ TABLE_FORMAT = "kitsattn-kernels/1"
 LEAST_CAPABILITY = (8, 0)
 """Compute capability from which Triton (3.3 and later) uses the tensor cores."""
 
+Function = TypeVar("Function", bound=Callable[..., object])
 Shape = AttentionShape | AsppShape
 Mode = Literal["auto", "fused", "reference"]
 
@@ -157,9 +158,15 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "").lower() in {"1", "true", "on", "yes", "y"}
 
 
+def _constant_while_compiling(function: Function) -> Function:
+    """Do what `torch.compiler.assume_constant_result` does, which loads the compiler: a second at every start."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]  # noqa: SLF001
+    return function
+
+
 # What follows asks the device and reads files, which cannot be traced. While `torch.compile` traces a call it runs
 # once, for plain numbers; what it returns is part of the graph, which is then one for these very sizes.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@_constant_while_compiling
 def _device_obstacle(device: torch.device, dtype: torch.dtype) -> str:
     """Return why no kernel can run on the device, or nothing."""
     # fp32 operands do not fit the shared memory of a GPU; the interpreter has none.
@@ -178,7 +185,7 @@ def _device_obstacle(device: torch.device, dtype: torch.dtype) -> str:
     return ""
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@_constant_while_compiling
 def _automatic(  # noqa: PLR0917 - called with constants
     operation: OperationName,
     sizes: tuple[int, ...],

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("_own_cache")
 @pytest.fixture
 def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.setattr(dispatch, "interpreting", lambda: False)
     dispatch._measured.cache_clear()
 
 

@@ -1,15 +1,10 @@
-"""What the kernels' tests share: the interpreter on machines without a GPU, inputs, and how exact is exact enough."""
+"""What the kernels' tests share: the device, poisoned memory, and how exact is exact enough."""
 
-import os
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
-
-# Chosen before anything imports Triton. On a machine with a GPU the same tests run the compiled kernels.
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 TOLERANCES = {
     # Relative Frobenius error of one product against float64 of the same rounded inputs. Sums are fp32 throughout.

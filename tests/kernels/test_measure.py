@@ -174,7 +174,13 @@ def test_inputs_take_turns() -> None:
 def test_the_benchmark_runs_dry(tmp_path: Path) -> None:
     """Every step of the benchmark runs on a CPU, also where the libraries for images are missing, and says so."""
     (tmp_path / "sitecustomize.py").write_text(_MISSING)
-    command = [sys.executable, "-m", "tests.benchmarks.kernels", "--dry-run", "--json", str(tmp_path / "report.json")]
+    command = [
+        sys.executable,
+        str(ROOT / "tests" / "benchmarks" / "kernels.py"),
+        "--dry-run",
+        "--json",
+        str(tmp_path / "report.json"),
+    ]
     command += ["--write-table", str(tmp_path / "table.json")]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
@@ -191,7 +197,7 @@ def test_the_benchmark_runs_dry(tmp_path: Path) -> None:
 
 def test_the_benchmark_runs_dry_without_kernels() -> None:
     """Where Triton does not interpret, the dry run leaves the kernels out, says so, and measures the rest."""
-    command = [sys.executable, "-m", "tests.benchmarks.kernels", "--dry-run", "--only", "3", "1"]
+    command = [sys.executable, str(ROOT / "tests" / "benchmarks" / "kernels.py"), "--dry-run", "--only", "3", "1"]
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

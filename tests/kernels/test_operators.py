@@ -1,5 +1,8 @@
 """The operators as citizens of PyTorch: compiled, exported, checkpointed, under autocast, on several processes."""
 
+import importlib
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -242,6 +245,7 @@ def test_float64_is_computed_by_the_reference_under_autocast_too(x: Tensor, monk
 
 def test_operations_are_counted(blocks: Blocks, x: Tensor) -> None:
     """The products of convolutions and attention, forward and backward; padding counts, as for convolutions."""
+    importlib.import_module("kitsattn.kernels.flops")
     pixels, batch, tokens = x[:, 0].numel(), x.shape[0], x[0, 0].numel()
     with FlopCounterMode(display=False) as counter:
         blocks(x).sum().backward()
@@ -329,3 +333,12 @@ def test_shapes_can_be_had_without_computing(monkeypatch: pytest.MonkeyPatch) ->
     with torch.device("meta"):
         blocks = Blocks().eval()
         assert blocks(torch.empty(2, 64, 5, 4)).shape == (2, 64, 5, 4)
+
+
+def test_networks_load_neither_triton_nor_the_compiler() -> None:
+    """Both take time, and most users need neither: Triton is imported when a kernel is launched."""
+    program = (
+        "import kitsattn.models, sys; print([name for name in ('triton', 'torch._dynamo') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.nn.functional import linear, relu
-from torch.utils.flop_counter import register_flop_formula
 
 from kitsattn.kernels.aspp.statistics import BatchNormParameters, BatchStatistics, unite
 from kitsattn.kernels.aspp.tiles import Branch, make_branches
@@ -312,36 +311,3 @@ def _scale(norm: BatchNormParameters, seen: BatchStatistics) -> Tensor:
 
 def _eps(norms: Sequence[BatchNormParameters], channels: int, like: Tensor) -> Tensor:
     return torch.cat([like.new_full((channels,), norm.eps) for norm in norms])
-
-
-@register_flop_formula([torch.ops.kitsattn.aspp_branches, torch.ops.kitsattn.aspp_folded])
-def _branch_flops(x: Any, w: Any, *_: Any, **__: Any) -> int:
-    return _products(x, w[0] * w[2])
-
-
-@register_flop_formula(torch.ops.kitsattn.aspp_branches_backward)
-def _branch_backward_flops(grads: Any, x: Any, w: Any, *_: Any, **__: Any) -> int:
-    del grads
-    return 2 * _products(x, w[0] * w[2])
-
-
-@register_flop_formula(torch.ops.kitsattn.aspp_project)
-def _project_flops(z: Any, mean: Any, scale: Any, bias: Any, u: Any, *_: Any, **__: Any) -> int:
-    del mean, scale, bias
-    return _products(z, u[0])
-
-
-@register_flop_formula(torch.ops.kitsattn.aspp_project_folded)
-def _project_folded_flops(y: Any, u: Any, *_: Any, **__: Any) -> int:
-    return _products(y, u[0])
-
-
-@register_flop_formula(torch.ops.kitsattn.aspp_project_backward)
-def _project_backward_flops(grads: Any, z: Any, mean: Any, scale: Any, bias: Any, u: Any, *_: Any, **__: Any) -> int:
-    del grads, mean, scale, bias
-    return 2 * _products(z, u[0])
-
-
-def _products(x: Any, channels: int) -> int:
-    """Return the floating-point operations of a dense product, by which convolutions are counted: padding included."""
-    return int(2 * x[0] * x[1] * x[2] * x[3] * channels)

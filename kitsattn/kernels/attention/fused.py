@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from kitsattn.kernels.operators import TAGS, refuse_second_gradient
 
@@ -87,22 +86,6 @@ def _backward(ctx: Any, grad_out: Tensor, *_: Tensor) -> tuple[Tensor | None, ..
 
 attention_operator.register_autograd(_backward, setup_context=_save_for_backward)
 attention_backward_operator.register_autograd(refuse_second_gradient)
-
-
-@register_flop_formula(torch.ops.kitsattn.attention)
-def _flops(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
-    return _products(q, k, dims=q[2] + v[2])
-
-
-@register_flop_formula(torch.ops.kitsattn.attention_backward)
-def _backward_flops(grad_out: Any, q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
-    del grad_out
-    return _products(q, k, dims=3 * q[2] + 2 * v[2])
-
-
-def _products(q: Any, k: Any, dims: int) -> int:
-    """Return the floating-point operations of products that take so many dimensions for each pair of tokens."""
-    return int(2 * q[0] * q[1] * k[1] * dims)
 
 
 def fused_attention(
