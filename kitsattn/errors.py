@@ -1,4 +1,6 @@
-"""The one exception for mistakes that the user can mend."""
+"""The exceptions that the command line knows: a mistake that the user can mend, and being told to stop."""
+
+import signal
 
 
 class KitsattnError(Exception):
@@ -6,3 +8,16 @@ class KitsattnError(Exception):
 
     The command line prints it without a traceback and exits with code 1.
     """
+
+
+class Interrupted(KeyboardInterrupt):
+    """The user or the system asked the command to stop, and it has saved what it was doing.
+
+    Args:
+        number: The signal that said so.
+    """
+
+    def __init__(self, number: int = signal.SIGINT) -> None:
+        """Keep the signal."""
+        super().__init__()
+        self.number = number

@@ -18,6 +18,9 @@ class TrainingState:
 
     Attributes:
         epoch: Finished epochs.
+        batch: Training batches of the next epoch that are done.
+        losses: Their losses; a batch that was skipped has none.
+        skipped_in_a_row: How many of the last batches were skipped, one after the other.
         best: Best moving average of the validation Dice so far; None before the first epoch.
         moving_dice: That moving average now; None before the first epoch.
         schedule: State of the learning-rate schedule.
@@ -30,6 +33,9 @@ class TrainingState:
     """
 
     epoch: int
+    batch: int = 0
+    losses: tuple[float, ...] = ()
+    skipped_in_a_row: int = 0
     best: float | None = None
     moving_dice: float | None = None
     schedule: Mapping[str, Any] = field(default_factory=dict)

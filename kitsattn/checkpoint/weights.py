@@ -1,13 +1,17 @@
-"""Published weights in plain safetensors files."""
+"""Weights to start from: published ones in plain safetensors files, and those of a checkpoint."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from kitsattn.checkpoint.file import load_checkpoint
 from kitsattn.errors import KitsattnError
+
+_CLASSES = "decoder.classify."
+"""The layer whose size is the number of classes."""
 
 
 def read_weights(path: Path) -> Mapping[str, Tensor]:
@@ -25,3 +29,36 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
         msg = f"{path} is no safetensors file ({error}): docs/how-to/encoder-weights.md shows the conversion"
         raise KitsattnError(msg) from error
     return weights
+
+
+def load_initial(network: nn.Module, name: str, path: Path) -> str:
+    """Put the weights of a checkpoint into a fresh network, for fine-tuning.
+
+    The last layer keeps its own where the checkpoint has other classes.
+
+    Args:
+        network: The network.
+        name: Its registered name.
+        path: The checkpoint.
+
+    Returns:
+        What was done, as one sentence.
+
+    Raises:
+        KitsattnError: If the checkpoint cannot be read, or is of another network.
+    """
+    checkpoint = load_checkpoint(path)
+    own = network.state_dict()
+    found = dict(checkpoint.model)
+    if own.keys() != found.keys():
+        msg = f"{path} is a network {checkpoint.header.model} and not {name} with these settings: choose its --model"
+        raise KitsattnError(msg)
+    other = [key for key, tensor in found.items() if tensor.shape != own[key].shape]
+    if any(not key.startswith(_CLASSES) for key in other):
+        key = next(key for key in other if not key.startswith(_CLASSES))
+        sizes = f"{tuple(found[key].shape)}, the network needs {tuple(own[key].shape)}"
+        msg = f"{path}: {key} has the shape {sizes}: give the settings it was trained with (--model-settings)"
+        raise KitsattnError(msg)
+    network.load_state_dict({key: own[key] if key in other else tensor for key, tensor in found.items()})
+    kept = "; the last layer is new, for other classes" if other else ""
+    return f"those of {path}{kept}"

@@ -1,6 +1,7 @@
 """The application: its commands, its global options, and how it ends."""
 
 import logging
+import signal
 import sys
 from typing import Annotated
 
@@ -10,10 +11,11 @@ from typer.core import TyperGroup
 from kitsattn import __version__
 from kitsattn.cli import demo, doctor, download, evaluate, models, predict, preprocess, train
 from kitsattn.cli.console import configure_logging, drop_stream
-from kitsattn.errors import KitsattnError
+from kitsattn.errors import Interrupted, KitsattnError
 from kitsattn.notices import RESEARCH_NOTICE
 
-_INTERRUPTED = 130
+_BY_SIGNAL = 128
+"""Added to the number of the signal that ended a command, as shells do."""
 
 _log = logging.getLogger(__name__)
 
@@ -42,9 +44,10 @@ class _Commands(TyperGroup):
             where = "" if error.filename is None else f"{error.filename}: "
             sys.stderr.write(f"error: {where}{error.strerror or error} (kitsattn -v shows where this came from)\n")
             raise typer.Exit(1) from None
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             sys.stderr.write("interrupted: whatever was finished is kept, run the same command to go on\n")
-            raise typer.Exit(_INTERRUPTED) from None
+            number = error.number if isinstance(error, Interrupted) else signal.SIGINT
+            raise typer.Exit(_BY_SIGNAL + number) from None
         return result
 
 
@@ -94,6 +97,10 @@ app.command("doctor")(doctor.doctor)
 
 
 def main() -> None:
-    """Run the application and exit: 0 on success, 1 on a mistake the user can mend, 2 on wrong usage, 130 on Ctrl-C."""
+    """Run the application and exit.
+
+    The exit code is 0 on success, 1 on a mistake the user can mend, 2 on wrong usage, 130 on Ctrl-C, 143 on SIGTERM in
+    training.
+    """
     configure_logging(verbose=False, quiet=False)
     app()

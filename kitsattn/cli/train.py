@@ -37,6 +37,12 @@ def train(
             show_default=False,
         ),
     ] = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Checkpoint to start from (fine-tuning). (default: from chance)", show_default=False
+        ),
+    ] = None,
     recipe: Annotated[str, typer.Option(metavar="NAME|FILE", help="paper, demo, or a TOML file.")] = "paper",
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Epochs. (default: the recipe's)", show_default=False)
@@ -44,6 +50,15 @@ def train(
     batch_size: Annotated[
         int | None, typer.Option(min=2, help="Samples a batch. (default: the recipe's)", show_default=False)
     ] = None,
+    max_minutes: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0, help="Save and stop after so many minutes. (default: train to the end)", show_default=False
+        ),
+    ] = None,
+    save_every_minutes: Annotated[
+        float, typer.Option(min=0.0, help="Save the running epoch so often: what a killed process loses at most.")
+    ] = 5.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights and batches.")] = 0,
     device: DeviceOption = Device.auto,
     precision: PrecisionOption = Precision.auto,
@@ -67,13 +82,14 @@ def train(
 ) -> None:
     """Train one fold, or all five; then predict and score its held-out cases as whole volumes.
 
-    Checkpoints, journal and report go to WORKSPACE/runs/RUN/fold_K. Ctrl-C loses at most the running epoch.
+    Checkpoints, journal and report go to WORKSPACE/runs/RUN/fold_K. Ctrl-C and SIGTERM end it after the running batch
+    with everything saved; the same command goes on.
 
     Example: kitsattn train --fold 0 --model attention-deeplab-r18
     """
     from kitsattn.kernels.precision import choose_device, choose_precision
     from kitsattn.preprocess.store import open_dataset
-    from kitsattn.train.fold import FoldJob, default_workers
+    from kitsattn.train.fold import FoldJob, OutOfTimeError, default_workers
     from kitsattn.train.folds import read_or_make_splits
     from kitsattn.train.recipe import find_recipe
     from kitsattn.train.run import cross_validated, describe_scores, train_run
@@ -102,15 +118,29 @@ def train(
             workers=default_workers(chosen) if workers is None else workers,
             folder=folder / f"fold_{number}",
             encoder_weights=encoder_weights,
+            initial_weights=init,
         )
         for number in _folds(fold, len(splits))
     ]
     with log_file(folder / "train.log"), progress_bars() as progress:
-        results = train_run(jobs, resume=resume, progress=progress)
+        try:
+            results = train_run(
+                jobs,
+                resume=resume,
+                save_every_minutes=save_every_minutes,
+                max_minutes=max_minutes,
+                progress=progress,
+            )
+        except OutOfTimeError as error:
+            if json:
+                print_json({"run": str(folder), "finished": False})
+            else:
+                print_result(f"{error}: saved, the same command goes on")
+            return
     scores = cross_validated(results)
     if json:
         checkpoints = {str(result.fold): str(result.checkpoint) for result in results}
-        print_json({"run": str(folder), "checkpoints": checkpoints, **scores.to_json()})
+        print_json({"run": str(folder), "finished": True, "checkpoints": checkpoints, **scores.to_json()})
         return
     for result in results:
         print_result(f"fold {result.fold}: {describe_scores(result.scores)}; {result.checkpoint}; {result.report}")

@@ -1,13 +1,14 @@
 """The training of one fold, read from top to bottom."""
 
 import logging
+import math
 import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -29,9 +30,9 @@ from kitsattn.checkpoint.state import (
     training_state_from_json,
     training_state_to_json,
 )
-from kitsattn.checkpoint.weights import read_weights
+from kitsattn.checkpoint.weights import load_initial, read_weights
 from kitsattn.config import to_json
-from kitsattn.errors import KitsattnError
+from kitsattn.errors import Interrupted, KitsattnError
 from kitsattn.jobs import Progress, available_cores, silent
 from kitsattn.kernels.precision import Precision, mixed_precision, to_device
 from kitsattn.labels import KITS19_REGIONS, Region
@@ -40,7 +41,7 @@ from kitsattn.models.registry import ModelConfig
 from kitsattn.preprocess.plan import Plan
 from kitsattn.preprocess.store import PreparedDataset
 from kitsattn.train.folds import Split
-from kitsattn.train.journal import EpochRecord, append_record, truncate_journal
+from kitsattn.train.journal import EpochRecord, append_record, peak_memory, truncate_journal
 from kitsattn.train.losses import segmentation_loss
 from kitsattn.train.recipe import Recipe
 from kitsattn.train.schedule import Schedule, build_schedule
@@ -58,6 +59,9 @@ _DICE_MEMORY = 0.9
 _TRAINING, _VALIDATION = 0, 1
 _MOST_WORKERS = 12
 """nnU-Net's number; each worker holds two batches in shared memory."""
+MOST_SKIPPED = 20
+"""So many batches in a row without a finite loss and gradient end a training. A gradient scaler that begins at 2^16
+needs 16 to come down to 1."""
 
 _log = logging.getLogger(__name__)
 
@@ -81,6 +85,7 @@ class FoldJob:
         workers: Processes that draw batches; 0 draws in the training process.
         folder: Where checkpoints and journal go.
         encoder_weights: File of published weights of the encoder by torchvision's names; None starts from chance.
+        initial_weights: Checkpoint whose weights are the start (fine-tuning); None starts from chance.
     """
 
     dataset: PreparedDataset
@@ -97,6 +102,7 @@ class FoldJob:
     workers: int
     folder: Path
     encoder_weights: Path | None = None
+    initial_weights: Path | None = None
 
     @property
     def plan(self) -> Plan:
@@ -107,31 +113,48 @@ class FoldJob:
 
 @dataclass
 class _Learner:
-    """What changes while a fold is trained."""
+    """What changes while a fold is trained; `buffers` are the network's of before the batch that is under way."""
 
     model: nn.Module
     optimizer: Optimizer
     schedule: Schedule
     scaler: torch.amp.GradScaler
+    buffers: list[torch.Tensor]
     epoch: int = 0
+    batch: int = 0
+    losses: list[float] = field(default_factory=list)
+    skipped_in_a_row: int = 0
+    dice: Mapping[str, float] = field(default_factory=dict)
     best: float | None = None
     moving_dice: float | None = None
     finished: bool = False
 
 
-def train_fold(job: FoldJob, *, resume: bool = True, progress: Progress = silent) -> Path:
+def train_fold(
+    job: FoldJob,
+    *,
+    resume: bool = True,
+    save_every_minutes: float = 5.0,
+    deadline: float | None = None,
+    progress: Progress = silent,
+) -> Path:
     """Train one fold.
 
     Args:
         job: What to train.
         resume: Whether to go on from `last.safetensors` where it is there.
+        save_every_minutes: How much of an epoch is lost at most when the process is killed.
+        deadline: When to save and stop, as a time of `time.monotonic`; None trains to the end.
         progress: Called after each batch with the batches done.
 
     Returns:
         The best checkpoint.
 
     Raises:
-        KitsattnError: If a checkpoint to resume from does not fit, a loss is not finite, or the disk is full.
+        KitsattnError: If a checkpoint to resume from does not fit, too many losses in a row are not finite, or the disk
+            is full.
+        OutOfTimeError: If the deadline has passed; everything is saved.
+        Interrupted: If the process was told to stop, by Ctrl-C or SIGTERM; everything is saved.
     """
     threads = torch.get_num_threads()
     if job.device.type == "cpu":
@@ -139,8 +162,9 @@ def train_fold(job: FoldJob, *, resume: bool = True, progress: Progress = silent
         # slow a step of small tensors down up to tenfold.
         torch.set_num_threads(max(1, min(threads, available_cores() - job.workers)))
     try:
-        with _interruptible_between_batches() as check_interrupt:
-            return _train_fold(job, check_interrupt, resume=resume, progress=progress)
+        with _signals_held_back() as asked:
+            watch = _Watch(job, asked, save_every_minutes, deadline)
+            return _train_fold(job, watch, resume=resume, progress=progress)
     except torch.OutOfMemoryError as error:
         msg = (
             f"fold {job.fold} does not fit into the memory of {job.device} ({str(error).splitlines()[0]}): "
@@ -151,31 +175,66 @@ def train_fold(job: FoldJob, *, resume: bool = True, progress: Progress = silent
         torch.set_num_threads(threads)
 
 
+class OutOfTimeError(Exception):
+    """The time that a training was given has passed, and it has saved where it is."""
+
+
+class _Watch:
+    """What may save or end a training between two batches: the time since the last save, a deadline, a signal.
+
+    Args:
+        job: What is trained.
+        asked: Returns the signal that asked to stop, if one did.
+        save_every_minutes: See `train_fold`.
+        deadline: See `train_fold`.
+    """
+
+    def __init__(
+        self, job: FoldJob, asked: Callable[[], int | None], save_every_minutes: float, deadline: float | None
+    ) -> None:
+        """Start the clock."""
+        self._job = job
+        self._asked = asked
+        self._interval = 60 * save_every_minutes
+        self._deadline = math.inf if deadline is None else deadline
+        self._saved = time.monotonic()
+
+    def check(self, learner: "_Learner") -> None:
+        """Save if it is time to, and raise if it is time to stop."""
+        now = time.monotonic()
+        number, late = self._asked(), now > self._deadline
+        if number is not None or late or now - self._saved > self._interval:
+            _save(self._job, learner)
+            self._saved = time.monotonic()
+        if number is not None:
+            raise Interrupted(number)
+        if late:
+            msg = f"fold {self._job.fold} was stopped in epoch {learner.epoch + 1}: its time has passed"
+            raise OutOfTimeError(msg)
+
+
 @contextmanager
-def _interruptible_between_batches() -> Iterator[Callable[[], None]]:
-    """Hold a Ctrl-C back until the function that is given is called, so that no step is torn; a second ends at once."""
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    if not in_main_thread or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        yield lambda: None  # only the main thread may say what a signal does, and a background job ignores it
+def _signals_held_back() -> Iterator[Callable[[], int | None]]:
+    """Hold Ctrl-C and SIGTERM back until they are asked for, so that no step is torn; a second one ends at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None  # only the main thread may say what a signal does
         return
-    asked = False
+    came: list[int] = []
 
-    def note(signal_number: int, frame: FrameType | None) -> None:
-        del signal_number, frame
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
+    def note(number: int, frame: FrameType | None) -> None:
+        del frame
+        if came:
+            raise Interrupted(number)
+        came.append(number)
 
-    def check() -> None:
-        if asked:
-            raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGINT, note)
+    # A background job ignores Ctrl-C, and goes on doing so.
+    held = [one for one in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(one) is not signal.SIG_IGN]
+    before = {one: signal.signal(one, note) for one in held}
     try:
-        yield check
+        yield lambda: came[0] if came else None
     finally:
-        signal.signal(signal.SIGINT, before)
+        for one, handler in before.items():
+            signal.signal(one, handler)
 
 
 def default_workers(device: torch.device) -> int:
@@ -183,56 +242,60 @@ def default_workers(device: torch.device) -> int:
     return min(_MOST_WORKERS if device.type != "cpu" else 1, available_cores() - 1)
 
 
-def _train_fold(job: FoldJob, check_interrupt: Callable[[], None], *, resume: bool, progress: Progress) -> Path:
+def _train_fold(job: FoldJob, watch: _Watch, *, resume: bool, progress: Progress) -> Path:
     """Read from top to bottom: start or resume, then epochs of training, validation, journal, checkpoints."""
     last = job.folder / LAST
     if resume and last.exists():
         learner = _resume(job, last)
-        _log.info("fold %d: resuming after epoch %d of %d", job.fold, learner.epoch, job.recipe.epochs)
+        done = f"epoch {learner.epoch}" + (f" and {learner.batch} batches" if learner.batch else "")
+        _log.info("fold %d: resuming after %s of %d", job.fold, done, job.recipe.epochs)
     else:
         _forget(job.folder)
         learner = _start(job)
-        _load_encoder(job, learner)
+        _load_weights(job, learner)
     if learner.finished:
         return job.folder / BEST
     job.folder.mkdir(parents=True, exist_ok=True)
     truncate_journal(job.folder / JOURNAL, learner.epoch)
 
     recipe = job.recipe
-    batches = _load(job, learner.epoch)
+    batches = _load(job, learner)
     total = recipe.epochs * recipe.batches_per_epoch
-    label = f"fold {job.fold}"
     for epoch in range(learner.epoch, recipe.epochs):
-        started, waited, losses = time.perf_counter(), 0.0, []
+        started, waited, first = time.perf_counter(), 0.0, learner.batch
         learner.model.train()
-        for index in range(recipe.batches_per_epoch):
+        while learner.batch < recipe.batches_per_epoch:
             asked = time.perf_counter()
             batch = next(batches)
             waited += time.perf_counter() - asked
-            losses.append(_train_batch(job, learner, batch))
-            progress(label, epoch * recipe.batches_per_epoch + index + 1, total)
-            check_interrupt()
-        trained = time.perf_counter()
-        training_loss = float(np.mean(losses))
-        validation_loss, dice = _validate(job, learner, batches)
+            _train_batch(job, learner, batch)
+            learner.batch += 1
+            progress(f"fold {job.fold}", epoch * recipe.batches_per_epoch + learner.batch, total)
+            watch.check(learner)
+        trained = max(time.perf_counter() - started, 1e-9)  # nothing, where only the validation was to do
+        training_loss = float(np.mean(learner.losses)) if learner.losses else math.nan
+        skipped = recipe.batches_per_epoch - len(learner.losses)
+        validation_loss = _validate(job, learner, batches, watch)
         learning_rate = float(learner.optimizer.param_groups[0]["lr"])
         learner.finished = learner.schedule.step(training_loss)
-        improved = _account(learner, float(np.mean(list(dice.values()))))
+        improved = _account(learner)
         assert learner.moving_dice is not None
         record = EpochRecord(
             epoch=learner.epoch,
             training_loss=training_loss,
             validation_loss=validation_loss,
-            validation_dice=dice,
+            validation_dice=learner.dice,
             moving_dice=learner.moving_dice,
             learning_rate=learning_rate,
-            images_per_second=recipe.batches_per_epoch * recipe.batch_size / (trained - started),
-            waiting_share=waited / (trained - started),
+            images_per_second=(recipe.batches_per_epoch - first) * recipe.batch_size / trained,
+            waiting_share=waited / trained,
             seconds=time.perf_counter() - started,
+            skipped=skipped,
+            peak_memory_bytes=peak_memory(job.device),
         )
         # `last` at the end: whatever a crash leaves before it is written anew when the epoch is repeated.
         append_record(job.folder / JOURNAL, record)
-        _save(job, learner, dice, improved=improved)
+        _save(job, learner, improved=improved)
         _log.info("fold %d: %s", job.fold, _sentence(record, recipe.epochs))
         if learner.finished:
             break
@@ -246,11 +309,14 @@ def _start(job: FoldJob) -> _Learner:
     recipe = job.recipe
     optimizer = Adam(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     scaler = torch.amp.GradScaler(job.device.type, enabled=job.precision == "fp16")
-    return _Learner(model, optimizer, build_schedule(recipe, optimizer), scaler)
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    return _Learner(model, optimizer, build_schedule(recipe, optimizer), scaler, buffers)
 
 
-def _load_encoder(job: FoldJob, learner: _Learner) -> None:
-    """Put published weights into the encoder of a fresh network."""
+def _load_weights(job: FoldJob, learner: _Learner) -> None:
+    """Put the weights that a user gives into a fresh network."""
+    if job.initial_weights is not None:
+        _log.info("weights: %s", load_initial(learner.model, job.model, job.initial_weights))
     if job.encoder_weights is not None:
         encoder = cast("ResNetEncoder", learner.model.get_submodule("encoder"))
         _log.info("encoder: %s", encoder.load_published(read_weights(job.encoder_weights)))
@@ -263,8 +329,8 @@ def _forget(folder: Path) -> None:
     shutil.rmtree(folder / VALIDATION, ignore_errors=True)
 
 
-def _load(job: FoldJob, epoch: int) -> Iterator[SlabBatch]:
-    """Return the iterator over all training and validation batches from `epoch` on."""
+def _load(job: FoldJob, learner: _Learner) -> Iterator[SlabBatch]:
+    """Return the iterator over all training and validation batches that are still to come."""
     plan, recipe = job.plan, job.recipe
     settings = BatchSettings(
         batch_size=recipe.batch_size,
@@ -280,39 +346,53 @@ def _load(job: FoldJob, epoch: int) -> Iterator[SlabBatch]:
         SlabBatches([job.dataset.open_case(case) for case in job.split.held_out], replace(settings, augment=False)),
     ]
     keys: list[BatchKey] = []
-    for number in range(epoch, recipe.epochs):
-        keys += [(_TRAINING, number, index) for index in range(recipe.batches_per_epoch)]
+    for number in range(learner.epoch, recipe.epochs):
+        first = learner.batch if number == learner.epoch else 0
+        keys += [(_TRAINING, number, index) for index in range(first, recipe.batches_per_epoch)]
         keys += [(_VALIDATION, 0, index) for index in range(recipe.validation_batches)]
     return load_batches(streams, keys, workers=job.workers, pin_memory=job.device.type == "cuda")
 
 
-def _train_batch(job: FoldJob, learner: _Learner, batch: SlabBatch) -> float:
-    """Take one step; return the loss."""
+def _train_batch(job: FoldJob, learner: _Learner, batch: SlabBatch) -> None:
+    """Take one step, unless loss or gradient are not finite: then the batch changes nothing, and is counted."""
     images = batch.images.to(job.device, memory_format=torch.channels_last, non_blocking=True)
     labels = batch.labels.to(job.device, non_blocking=True).long()
     learner.optimizer.zero_grad(set_to_none=True)
+    buffers = list(learner.model.buffers())
+    torch._foreach_copy_(learner.buffers, buffers)  # one launch for hundreds of small tensors
     with mixed_precision(job.device, job.precision):
         logits = learner.model(images)
     loss = segmentation_loss(logits, labels)
     value = float(loss.detach())
-    if not np.isfinite(value):
-        cases = ", ".join(sorted(set(batch.cases)))
+    finite = math.isfinite(value)
+    if finite:
+        learner.scaler.scale(loss).backward()
+        learner.scaler.unscale_(learner.optimizer)
+        norm = nn.utils.clip_grad_norm_(learner.model.parameters(), job.recipe.gradient_clip)
+        finite = math.isfinite(float(norm))
+        if finite or learner.scaler.is_enabled():  # a scaler skips the step itself, and lowers its scale for the next
+            learner.scaler.step(learner.optimizer)
+            learner.scaler.update()
+    if finite:
+        learner.losses.append(value)
+        learner.skipped_in_a_row = 0
+        return
+    torch._foreach_copy_(buffers, learner.buffers)  # running statistics have seen the batch
+    learner.skipped_in_a_row += 1
+    cases = ", ".join(sorted(set(batch.cases)))
+    _log.debug("fold %d: batch %d of epoch %d is skipped: %s", job.fold, learner.batch + 1, learner.epoch + 1, cases)
+    if learner.skipped_in_a_row == MOST_SKIPPED:
         msg = (
-            f"the training loss became {value} in epoch {learner.epoch + 1} on cases {cases}: "
-            "look at these cases, or begin again with --restart, a lower learning rate or --precision fp32"
+            f"{MOST_SKIPPED} batches in a row had no finite loss or gradient in epoch {learner.epoch + 1}, the last on "
+            f"cases {cases}: look at these cases, or begin again with --restart, a lower learning rate or "
+            "--precision fp32"
         )
         raise KitsattnError(msg)
-    learner.scaler.scale(loss).backward()
-    learner.scaler.unscale_(learner.optimizer)
-    nn.utils.clip_grad_norm_(learner.model.parameters(), job.recipe.gradient_clip)
-    learner.scaler.step(learner.optimizer)
-    learner.scaler.update()
-    return value
 
 
 @torch.no_grad()
-def _validate(job: FoldJob, learner: _Learner, batches: Iterator[SlabBatch]) -> tuple[float, dict[str, float]]:
-    """Return the mean loss and the Dice of each region over all pixels of the validation batches."""
+def _validate(job: FoldJob, learner: _Learner, batches: Iterator[SlabBatch], watch: _Watch) -> float:
+    """Return the mean loss over the validation batches, and keep the Dice of each region over all their pixels."""
     learner.model.eval()
     regions = evaluated_regions(job.dataset.labels)
     counts = {region.key: np.zeros(3) for region in regions}
@@ -328,8 +408,11 @@ def _validate(job: FoldJob, learner: _Learner, batches: Iterator[SlabBatch]) -> 
             members = torch.tensor(region.labels, device=job.device)
             found, true = torch.isin(predicted, members), torch.isin(labels, members)
             counts[region.key] += [float((found & true).sum()), float(found.sum()), float(true.sum())]
-    dice = {key: 1.0 if not found + true else 2 * both / (found + true) for key, (both, found, true) in counts.items()}
-    return float(np.mean(losses)), dice
+        watch.check(learner)
+    learner.dice = {
+        key: 1.0 if not found + true else 2 * both / (found + true) for key, (both, found, true) in counts.items()
+    }
+    return float(np.mean(losses))
 
 
 def evaluated_regions(labels: Mapping[str, int]) -> tuple[Region, ...]:
@@ -339,10 +422,12 @@ def evaluated_regions(labels: Mapping[str, int]) -> tuple[Region, ...]:
     return (Region(kidney.key, kidney.labels + extra), tumour)
 
 
-def _account(learner: _Learner, dice: float) -> bool:
+def _account(learner: _Learner) -> bool:
     """Count a finished epoch; return whether the moving average of the Dice is the best so far."""
+    dice = float(np.mean(list(learner.dice.values())))
     kept = dice if learner.moving_dice is None else learner.moving_dice
     learner.epoch += 1
+    learner.batch, learner.losses = 0, []
     learner.moving_dice = _DICE_MEMORY * kept + (1 - _DICE_MEMORY) * dice
     improved = learner.best is None or learner.moving_dice > learner.best
     if improved:
@@ -350,11 +435,14 @@ def _account(learner: _Learner, dice: float) -> bool:
     return improved
 
 
-def _save(job: FoldJob, learner: _Learner, dice: Mapping[str, float], *, improved: bool) -> None:
+def _save(job: FoldJob, learner: _Learner, *, improved: bool = False) -> None:
     """Write `last` with the training state, and where the epoch is the best so far, `best` without it."""
     tensors, groups = optimizer_state(learner.optimizer)
     state = TrainingState(
         epoch=learner.epoch,
+        batch=learner.batch,
+        losses=tuple(learner.losses),
+        skipped_in_a_row=learner.skipped_in_a_row,
         best=learner.best,
         moving_dice=learner.moving_dice,
         schedule=learner.schedule.state_dict(),
@@ -383,7 +471,7 @@ def _save(job: FoldJob, learner: _Learner, dice: Mapping[str, float], *, improve
             folds=job.folds,
             seed=job.seed,
             epoch=learner.epoch,
-            scores=dict(dice),
+            scores=dict(learner.dice),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         ),
     )
@@ -425,6 +513,8 @@ def _resume(job: FoldJob, last: Path) -> _Learner:
     if state.scaler:
         learner.scaler.load_state_dict(dict(state.scaler))
     learner.epoch, learner.best, learner.moving_dice = state.epoch, state.best, state.moving_dice
+    learner.batch, learner.losses, learner.skipped_in_a_row = state.batch, list(state.losses), state.skipped_in_a_row
+    learner.dice = header.provenance.scores
     learner.finished = state.finished
     return learner
 
@@ -432,7 +522,8 @@ def _resume(job: FoldJob, last: Path) -> _Learner:
 def _sentence(record: EpochRecord, epochs: int) -> str:
     values = asdict(record)
     dice = ", ".join(f"{key} {value:.3f}" for key, value in record.validation_dice.items())
+    skipped = f", {record.skipped} batches skipped" if record.skipped else ""
     return (
         "epoch {epoch} of {epochs}: loss {training_loss:.3f}, validation {validation_loss:.3f}, Dice {dice}, "
-        "{images_per_second:.0f} images/s, {seconds:.0f} s"
-    ).format(**values, epochs=epochs, dice=dice)
+        "{images_per_second:.0f} images/s, {seconds:.0f} s{without}"
+    ).format(**values, epochs=epochs, dice=dice, without=skipped)

@@ -2,9 +2,12 @@
 
 import json
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import torch
 
 from kitsattn.errors import KitsattnError
 from kitsattn.files import write_text
@@ -23,7 +26,9 @@ class EpochRecord:
         learning_rate: Rate in this epoch.
         images_per_second: Training samples a second.
         waiting_share: Share of the training time spent waiting for data, 0 to 1.
-        seconds: Length of the epoch.
+        seconds: Length of the epoch, from where it was resumed if it was.
+        skipped: Training batches whose loss or gradient was not finite, and which changed nothing.
+        peak_memory_bytes: Most memory so far: of the GPU, or of the training process.
     """
 
     epoch: int
@@ -35,6 +40,8 @@ class EpochRecord:
     images_per_second: float
     waiting_share: float
     seconds: float
+    skipped: int
+    peak_memory_bytes: int
 
 
 def append_record(path: Path, record: EpochRecord) -> None:
@@ -55,3 +62,15 @@ def truncate_journal(path: Path, epoch: int) -> None:
         return
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     write_text(path, "".join(line + "\n" for line in lines[:epoch]))
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most bytes that were in use so far: on a GPU what PyTorch allocated, else this process's memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return 0
+    import resource  # noqa: PLC0415 - Windows has none
+
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used if sys.platform == "darwin" else used * 1024

@@ -1,6 +1,7 @@
 """A run: one model and recipe on one data set, fold by fold, each ended by the scores of its held-out cases."""
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,12 +48,21 @@ class FoldResult:
     report: Path
 
 
-def train_run(jobs: Sequence[FoldJob], *, resume: bool = True, progress: Progress = silent) -> list[FoldResult]:
+def train_run(
+    jobs: Sequence[FoldJob],
+    *,
+    resume: bool = True,
+    save_every_minutes: float = 5.0,
+    max_minutes: float | None = None,
+    progress: Progress = silent,
+) -> list[FoldResult]:
     """Train folds one after the other; predict and score the held-out cases of each as whole volumes.
 
     Args:
         jobs: The folds.
         resume: Whether to go on from where an earlier call was stopped.
+        save_every_minutes: How much of an epoch is lost at most when the process is killed.
+        max_minutes: How long the folds may be trained together; None trains to the end.
         progress: Called with the steps done of each part.
 
     Returns:
@@ -60,10 +70,14 @@ def train_run(jobs: Sequence[FoldJob], *, resume: bool = True, progress: Progres
 
     Raises:
         KitsattnError: If a checkpoint does not fit, a scan is gone, or the disk is full.
+        OutOfTimeError: If `max_minutes` have passed; everything is saved.
     """
+    deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
     results = []
     for job in jobs:
-        checkpoint = train_fold(job, resume=resume, progress=progress)
+        checkpoint = train_fold(
+            job, resume=resume, save_every_minutes=save_every_minutes, deadline=deadline, progress=progress
+        )
         results.append(validate_fold(job, checkpoint, progress=progress))
     return results
 

@@ -2,6 +2,9 @@
 
 import json
 import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,10 +14,10 @@ from safetensors.torch import save_file
 
 from kitsattn.batches.loader import SlabBatch, SlabBatches
 from kitsattn.checkpoint.file import load_checkpoint
-from kitsattn.errors import KitsattnError
+from kitsattn.errors import Interrupted, KitsattnError
 from kitsattn.models.attention_deeplab import AttentionDeeplabConfig
 from kitsattn.preprocess.store import PreparedDataset
-from kitsattn.train.fold import FoldJob, evaluated_regions, train_fold
+from kitsattn.train.fold import FoldJob, OutOfTimeError, evaluated_regions, train_fold
 from kitsattn.train.folds import Split, make_splits
 from kitsattn.train.recipe import Recipe
 from kitsattn.train.run import cross_validated, train_run
@@ -149,23 +152,43 @@ def test_a_plateau_goes_on_with_more_epochs_and_ends_for_good(prepared: Prepared
     assert [line["epoch"] for line in _journal(ended.folder)] == [1]
 
 
-def test_an_interrupt_waits_for_the_end_of_the_step(prepared: PreparedDataset, tmp_path: Path) -> None:
-    """Ctrl-C in the midst of a batch ends the training after it, and the handler is as before."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_waits_for_the_end_of_the_step(
+    prepared: PreparedDataset, tmp_path: Path, number: signal.Signals
+) -> None:
+    """In the midst of a batch it ends the training after it, with that batch saved, and the handlers are as before."""
     job = _job(prepared, tmp_path)
     reported = []
 
     def press(label: str, done: int, total: int, /) -> None:
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(number)
         reported.append(done)
 
     inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = signal.getsignal(number)
     try:
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Interrupted) as caught:
             train_fold(job, progress=press)
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert signal.getsignal(number) is before
     finally:
         signal.signal(signal.SIGINT, inherited)
+    assert caught.value.number == number
     assert reported == [1]
+    state = load_checkpoint(job.folder / "last.safetensors").header.training
+    assert state is not None
+    assert json.loads(state)["batch"] == 1
+
+
+def test_a_second_signal_ends_at_once(prepared: PreparedDataset, tmp_path: Path) -> None:
+    """Whoever is impatient need not wait for the batch."""
+
+    def press(label: str, done: int, total: int, /) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        train_fold(_job(prepared, tmp_path), progress=press)
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_beginning_again_forgets_what_was_there(prepared: PreparedDataset, tmp_path: Path) -> None:
@@ -193,21 +216,176 @@ def test_predicted_cases_are_kept_when_a_run_is_called_again(prepared: PreparedD
     assert second.is_file()
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_cases(
-    prepared: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The error names the epoch and the cases, and the finished epoch stays on disk."""
-    job = _job(prepared, tmp_path)
+def _poison(monkeypatch: pytest.MonkeyPatch, keys: set[tuple[int, int, int]]) -> None:
+    """Let the images of some batches be NaN."""
     draw = SlabBatches.__getitem__
 
-    def poison(self: SlabBatches, key: tuple[int, int, int]) -> SlabBatch:
+    def poisoned(self: SlabBatches, key: tuple[int, int, int]) -> SlabBatch:
         batch = draw(self, key)
-        return replace(batch, images=batch.images * float("nan")) if key == (0, 1, 1) else batch
+        return replace(batch, images=batch.images * float("nan")) if key in keys else batch
 
-    monkeypatch.setattr(SlabBatches, "__getitem__", poison)
-    with pytest.raises(KitsattnError, match=r"became nan in epoch 2 on cases case_0000\d.*a lower learning rate"):
+    monkeypatch.setattr(SlabBatches, "__getitem__", poisoned)
+
+
+def test_a_batch_without_a_finite_loss_changes_nothing_but_is_counted(
+    prepared: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step is skipped, the journal says so, and the training goes on; running statistics stay finite."""
+    job = _job(prepared, tmp_path)
+    _poison(monkeypatch, {(0, 0, 1), (0, 1, 2)})
+    checkpoint = load_checkpoint(train_fold(job))
+    assert [line["skipped"] for line in _journal(job.folder)] == [1, 1]
+    assert all(tensor.isfinite().all() for tensor in checkpoint.model.values())
+    assert _journal(job.folder)[-1]["training_loss"] > 0  # type: ignore[operator]
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_too(
+    prepared: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the loss were finite."""
+    job = _job(prepared, tmp_path, recipe=replace(RECIPE, epochs=1))
+    clip, norms = torch.nn.utils.clip_grad_norm_, iter([1.0, float("inf"), 1.0, 1.0])
+
+    def pretend(parameters: list[torch.nn.Parameter], most: float) -> torch.Tensor:
+        clip(parameters, most)
+        return torch.tensor(next(norms))
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", pretend)
+    train_fold(job)
+    assert [line["skipped"] for line in _journal(job.folder)] == [1]
+
+
+def test_many_batches_without_a_finite_loss_stop_with_the_cases(
+    prepared: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error names the epoch and the cases, and the finished epoch stays on disk; a resume counts on."""
+    job = _job(prepared, tmp_path, recipe=replace(RECIPE, batches_per_epoch=30))
+    _poison(monkeypatch, {(0, 1, index) for index in range(3, 30)})
+    with pytest.raises(
+        KitsattnError,
+        match=r"20 batches in a row had .* in epoch 2, the last on cases case_0000\d.*a lower learning rate",
+    ):
         train_fold(job)
     assert load_checkpoint(job.folder / "last.safetensors").header.provenance.epoch == 1
+
+
+def test_a_training_saves_within_an_epoch_and_goes_on_from_there(prepared: PreparedDataset, tmp_path: Path) -> None:
+    """Stopped in the middle of an epoch, or of its validation, it ends with the bits of an uninterrupted one."""
+    straight, stopped = (_job(prepared, tmp_path / name) for name in ("a", "b"))
+    train_fold(straight)
+
+    class StopError(Exception):
+        pass
+
+    for last in (2, 7):
+
+        def stop(label: str, done: int, total: int, /, last: int = last) -> None:
+            if done > last:
+                raise StopError
+
+        with pytest.raises(StopError):
+            train_fold(stopped, save_every_minutes=0.0, progress=stop)
+        state = load_checkpoint(stopped.folder / "last.safetensors").header.training
+        assert state is not None
+        assert json.loads(state)["batch"] == last % 4
+    train_fold(stopped)
+
+    one, other = (load_checkpoint(job.folder / "last.safetensors") for job in (straight, stopped))
+    assert all(torch.equal(one.model[name], other.model[name]) for name in one.model)
+    assert all(torch.equal(one.training[name], other.training[name]) for name in one.training)
+    assert one.header.training == other.header.training
+    kept = ("epoch", "training_loss", "validation_loss", "validation_dice", "moving_dice", "learning_rate", "skipped")
+    journals = [[[line[key] for key in kept] for line in _journal(job.folder)] for job in (straight, stopped)]
+    assert journals[0] == journals[1]
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+
+sys.path.insert(0, sys.argv[1])
+from test_fold import job_of
+from kitsattn.preprocess.store import open_dataset
+from kitsattn.train.fold import train_fold
+
+if __name__ == "__main__":
+    train_fold(job_of(open_dataset(Path(sys.argv[2])), Path(sys.argv[3])), save_every_minutes=0.002)
+"""
+
+
+def job_of(prepared: PreparedDataset, folder: Path) -> FoldJob:
+    """Return the training that is killed."""
+    job = _job(prepared, folder, recipe=replace(RECIPE, epochs=3, batches_per_epoch=12))
+    return replace(job, workers=1)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+def test_a_killed_process_goes_on_to_the_same_bits(prepared: PreparedDataset, tmp_path: Path) -> None:
+    """SIGKILL between two saves: what was done since the last one is done again, and the end is the same."""
+    straight, killed = (job_of(prepared, tmp_path / name) for name in ("a", "b"))
+    train_fold(straight)
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [sys.executable, str(tmp_path / "script.py"), str(Path(__file__).parent)]
+    command += [str(prepared.folder), str(tmp_path / "b")]
+    last = killed.folder / "last.safetensors"
+    for wanted in (5, 20):
+        process = subprocess.Popen(command)
+        try:
+            while process.poll() is None and _batches_done(last) < wanted:
+                time.sleep(0.01)
+            time.sleep(0.05)
+        finally:
+            process.kill()
+        assert process.wait() == -signal.SIGKILL
+    assert 20 <= _batches_done(last) < 36
+
+    train_fold(killed)
+
+    one, other = (load_checkpoint(job.folder / "last.safetensors") for job in (straight, killed))
+    assert all(torch.equal(one.model[name], other.model[name]) for name in one.model)
+    assert all(torch.equal(one.training[name], other.training[name]) for name in one.training)
+    assert [line["epoch"] for line in _journal(killed.folder)] == [1, 2, 3]
+
+
+def _batches_done(last: Path) -> int:
+    if not last.exists():
+        return 0
+    state = load_checkpoint(last).header.training
+    assert state is not None
+    return int(json.loads(state)["epoch"]) * 12 + int(json.loads(state)["batch"])
+
+
+def test_a_training_ends_at_its_deadline_with_everything_saved(prepared: PreparedDataset, tmp_path: Path) -> None:
+    """After the batch that is under way; the same call goes on."""
+    job = _job(prepared, tmp_path)
+    for batch in (1, 2):
+        with pytest.raises(OutOfTimeError, match="fold 0 was stopped in epoch 1: its time has passed"):
+            train_fold(job, deadline=time.monotonic())
+        state = load_checkpoint(job.folder / "last.safetensors").header.training
+        assert state is not None
+        assert json.loads(state)["batch"] == batch
+    train_fold(job)
+    assert [line["epoch"] for line in _journal(job.folder)] == [1, 2]
+
+
+def test_a_checkpoint_may_be_the_start(prepared: PreparedDataset, tmp_path: Path) -> None:
+    """Fine-tuning begins with its weights; with other classes the last layer is new."""
+    start = train_fold(_job(prepared, tmp_path / "a"))
+    recipe = replace(RECIPE, epochs=1, batches_per_epoch=1, learning_rate=1e-9)
+    job = replace(_job(prepared, tmp_path / "b", recipe=recipe), initial_weights=start)
+    trained, before = load_checkpoint(train_fold(job)).model, load_checkpoint(start).model
+    for name, tensor in trained.items():
+        if not name.endswith(("running_mean", "running_var", "num_batches_tracked")):
+            torch.testing.assert_close(tensor, before[name], atol=1e-6, rtol=0)
+
+    other = replace(job, config=replace(CONFIG, classes=4), folder=tmp_path / "c")
+    trained = load_checkpoint(train_fold(other)).model
+    torch.testing.assert_close(trained["encoder.conv1.weight"], before["encoder.conv1.weight"], atol=1e-6, rtol=0)
+    assert trained["decoder.classify.weight"].shape[0] == 4
+    with pytest.raises(KitsattnError, match=r"has the shape .* give the settings it was trained"):
+        train_fold(replace(job, config=replace(CONFIG, encoder_width=16), folder=tmp_path / "d"))
+    with pytest.raises(KitsattnError, match="is a network attention-deeplab-tiny and not"):
+        train_fold(replace(job, config=replace(CONFIG, attention="none"), folder=tmp_path / "e"))
 
 
 def test_published_encoder_weights_are_the_start(prepared: PreparedDataset, tmp_path: Path) -> None:
