@@ -247,8 +247,8 @@ def _train_fold(job: FoldJob, watch: _Watch, *, resume: bool, progress: Progress
     last = job.folder / LAST
     if resume and last.exists():
         learner = _resume(job, last)
-        done = f"epoch {learner.epoch}" + (f" and {learner.batch} batches" if learner.batch else "")
-        _log.info("fold %d: resuming after %s of %d", job.fold, done, job.recipe.epochs)
+        within = f" and {learner.batch} batches" if learner.batch else ""
+        _log.info("fold %d: resuming after %d of %d epochs%s", job.fold, learner.epoch, job.recipe.epochs, within)
     else:
         _forget(job.folder)
         learner = _start(job)
