@@ -1,8 +1,14 @@
 """2.5D batches from prepared cases, drawn in this process or in workers: the same sequence either way."""
 
+import logging
 import multiprocessing
+import os
+import signal
 import sys
+import threading
+import traceback
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +26,8 @@ from kitsattn.preprocess.store import StoredCase
 
 _START = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 """How batch processes start: never as a copy of this one, which has threads."""
+
+_log = logging.getLogger(__name__)
 
 BatchKey = tuple[int, int, int]
 """Number of the stream, the epoch, and the batch in the epoch."""
@@ -137,12 +145,21 @@ class _Streams(Dataset[SlabBatch | KitsattnError]):
             return self.streams[key[0]][key]
         except KitsattnError as error:
             return error  # raised in a worker it would come back wrapped into a traceback
+        except Exception as error:  # noqa: BLE001 - any: the training saves before it ends
+            told = KitsattnError(
+                f"batch {key[2] + 1} of epoch {key[1] + 1} cannot be drawn, {type(error).__name__}: "
+                f"{error} (kitsattn -v shows where; if the data are sound, report it)"
+            )
+            told.add_note("".join(traceback.format_exception(error)))
+            return told
 
 
 def load_batches(
     streams: Sequence[SlabBatches], keys: Sequence[BatchKey], *, workers: int, pin_memory: bool = False
 ) -> Iterator[SlabBatch]:
     """Yield the batches of `keys`, in their order.
+
+    Where a process that draws is killed, it is noticed within seconds, and all are started again, once.
 
     Args:
         streams: Where they come from; a key's first number picks one.
@@ -151,8 +168,32 @@ def load_batches(
         pin_memory: Whether to put them into page-locked memory, for a GPU.
 
     Raises:
-        KitsattnError: If a prepared case is gone or damaged.
+        KitsattnError: If a prepared case is gone or damaged, a batch cannot be drawn, or a process was killed again.
     """
+    done, killed = 0, False
+    while done < len(keys):
+        try:
+            for batch in _draw(streams, keys[done:], workers, pin_memory=pin_memory):
+                if isinstance(batch, KitsattnError):
+                    _log.debug("%s", "\n".join(getattr(batch, "__notes__", [])))
+                    raise batch
+                done += 1
+                yield batch
+        except _WorkerKilledError as error:
+            if killed:
+                msg = f"{error}, for the second time: most likely memory ran out, lower --workers or --batch-size"
+                raise KitsattnError(msg) from error
+            killed = True
+            _log.warning("%s: it is started again", error)
+
+
+class _WorkerKilledError(Exception):
+    """A process that draws batches has ended without a word."""
+
+
+def _draw(
+    streams: Sequence[SlabBatches], keys: Sequence[BatchKey], workers: int, *, pin_memory: bool
+) -> Iterator[SlabBatch | KitsattnError]:
     loader: DataLoader[SlabBatch | KitsattnError] = DataLoader(
         _Streams(streams),
         batch_size=None,
@@ -162,12 +203,34 @@ def load_batches(
         multiprocessing_context=_START if workers else None,
         worker_init_fn=_stay_silent,
     )
-    with deaf_children():
+    with deaf_children(), _death_noticed_in_turn():
         batches = iter(loader)
-    for batch in batches:
-        if isinstance(batch, KitsattnError):
-            raise batch
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            # PyTorch looks after its processes every five seconds that it waits for a batch; what a process had ready
+            # when it died can no longer be fetched from it.
+            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+                raise
+            msg = f"a process that draws batches was killed ({str(error).splitlines()[0]})"
+            raise _WorkerKilledError(msg) from error
         yield batch
+
+
+@contextmanager
+def _death_noticed_in_turn() -> Iterator[None]:
+    """Keep PyTorch from interrupting whatever runs when one of its processes dies: the loader finds out by itself."""
+    if os.name != "posix" or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def _stay_silent(worker: int) -> None:

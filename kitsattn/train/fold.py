@@ -180,7 +180,7 @@ class OutOfTimeError(Exception):
 
 
 class _Watch:
-    """What may save or end a training between two batches: the time since the last save, a deadline, a signal.
+    """What may save or end a training between two batches: the time since the last save, a deadline, a signal, data.
 
     Args:
         job: What is trained.
@@ -198,6 +198,15 @@ class _Watch:
         self._interval = 60 * save_every_minutes
         self._deadline = math.inf if deadline is None else deadline
         self._saved = time.monotonic()
+
+    def next(self, batches: Iterator[SlabBatch], learner: "_Learner") -> SlabBatch:
+        """Return the next batch; save before the training ends because there is none."""
+        try:
+            return next(batches)
+        except KitsattnError:
+            if learner.batch or learner.epoch:
+                _save(self._job, learner)
+            raise
 
     def check(self, learner: "_Learner") -> None:
         """Save if it is time to, and raise if it is time to stop."""
@@ -266,7 +275,7 @@ def _train_fold(job: FoldJob, watch: _Watch, *, resume: bool, progress: Progress
         learner.model.train()
         while learner.batch < recipe.batches_per_epoch:
             asked = time.perf_counter()
-            batch = next(batches)
+            batch = watch.next(batches, learner)
             waited += time.perf_counter() - asked
             _train_batch(job, learner, batch)
             learner.batch += 1
@@ -398,7 +407,7 @@ def _validate(job: FoldJob, learner: _Learner, batches: Iterator[SlabBatch], wat
     counts = {region.key: np.zeros(3) for region in regions}
     losses = []
     for _ in range(job.recipe.validation_batches):
-        batch = next(batches)
+        batch = watch.next(batches, learner)
         labels = batch.labels.to(job.device).long()
         with mixed_precision(job.device, job.precision):
             logits = learner.model(batch.images.to(job.device, memory_format=torch.channels_last))

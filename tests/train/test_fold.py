@@ -355,6 +355,27 @@ def _batches_done(last: Path) -> int:
     return int(json.loads(state)["epoch"]) * 12 + int(json.loads(state)["batch"])
 
 
+def test_a_training_without_data_saves_before_it_ends(
+    prepared: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was learnt until a batch could not be drawn is kept."""
+    job = _job(prepared, tmp_path)
+    draw = SlabBatches.__getitem__
+
+    def broken(self: SlabBatches, key: tuple[int, int, int]) -> SlabBatch:
+        if key == (0, 1, 2):
+            msg = "something"
+            raise ZeroDivisionError(msg)
+        return draw(self, key)
+
+    monkeypatch.setattr(SlabBatches, "__getitem__", broken)
+    with pytest.raises(KitsattnError, match="batch 3 of epoch 2 cannot be drawn, ZeroDivisionError: something"):
+        train_fold(job)
+    state = load_checkpoint(job.folder / "last.safetensors").header.training
+    assert state is not None
+    assert (json.loads(state)["epoch"], json.loads(state)["batch"]) == (1, 2)
+
+
 def test_a_training_ends_at_its_deadline_with_everything_saved(prepared: PreparedDataset, tmp_path: Path) -> None:
     """After the batch that is under way; the same call goes on."""
     job = _job(prepared, tmp_path)
