@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar, Union
 
 from kitsattn.errors import KitsattnError
 from kitsattn.files import read_json
+from kitsattn.words import suggest
 
 Settings = TypeVar("Settings")
 
@@ -51,7 +52,8 @@ def from_json(cls: type[Settings], content: object, where: str) -> Settings:
     fields = {field.name: field for field in dataclasses.fields(cls)}
     unknown = sorted(set(content) - set(fields))
     if unknown:
-        msg = f"{where}: unknown key {unknown[0]!r}; known keys are {', '.join(fields)}"
+        known = ", ".join(fields)
+        msg = f"{where}: unknown key {unknown[0]!r}{suggest(unknown[0], fields)}; known keys are {known}"
         raise KitsattnError(msg)
     hints = typing.get_type_hints(cls)
     values = {name: _convert(hints[name], value, f"{where}: {name}") for name, value in content.items()}

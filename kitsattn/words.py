@@ -1,6 +1,7 @@
 """Words for messages."""
 
 from collections.abc import Iterable
+from difflib import get_close_matches
 
 _NAMED_AT_MOST = 3
 
@@ -14,3 +15,9 @@ def name_some(names: Iterable[str]) -> str:
     """Name the first few of many: `a, b, c, …`."""
     every = list(names)
     return ", ".join(every[:_NAMED_AT_MOST]) + (", …" if len(every) > _NAMED_AT_MOST else "")
+
+
+def suggest(name: str, names: Iterable[str]) -> str:
+    """Return a question that names what was probably meant, to be put behind an error; nothing if nothing is near."""
+    near = get_close_matches(name, list(names), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""

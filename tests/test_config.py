@@ -49,7 +49,7 @@ def test_missing_keys_take_their_defaults_and_whole_numbers_become_floats() -> N
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"name": "x", "siez": [1, 2]}, "here: unknown key 'siez'; known keys are name, size"),
+        ({"name": "x", "siez": [1, 2]}, "here: unknown key 'siez' (did you mean 'size'?); known keys are name, size"),
         ({}, "here: the key 'name' is missing"),
         ({"name": 3}, "here: name must be of type str, got 3"),
         ({"name": "x", "size": [1]}, "here: size must have 2 values, got"),

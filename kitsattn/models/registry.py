@@ -8,6 +8,7 @@ from torch import nn
 
 from kitsattn.config import from_json
 from kitsattn.errors import KitsattnError
+from kitsattn.words import suggest
 
 
 class ModelConfig(Protocol):
@@ -76,7 +77,7 @@ def model_entry(name: str) -> ModelEntry:
         KitsattnError: If there is none.
     """
     if name not in _ENTRIES:
-        msg = f"there is no model named {name!r}: choose one of {', '.join(_ENTRIES)}"
+        msg = f"there is no model named {name!r}{suggest(name, _ENTRIES)}: choose one of {', '.join(_ENTRIES)}"
         raise KitsattnError(msg)
     return _ENTRIES[name]
 

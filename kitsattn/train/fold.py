@@ -41,7 +41,7 @@ from kitsattn.models.registry import ModelConfig
 from kitsattn.preprocess.plan import Plan
 from kitsattn.preprocess.store import PreparedDataset
 from kitsattn.train.folds import Split
-from kitsattn.train.journal import EpochRecord, append_record, peak_memory, truncate_journal
+from kitsattn.train.journal import EpochRecord, append_record, draw_journal, peak_memory, truncate_journal
 from kitsattn.train.losses import segmentation_loss
 from kitsattn.train.recipe import Recipe
 from kitsattn.train.schedule import Schedule, build_schedule
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 BEST = "best.safetensors"
 LAST = "last.safetensors"
 JOURNAL = "journal.jsonl"
+PROGRESS = "progress.png"
 VALIDATION = "validation"
 _DICE_MEMORY = 0.9
 """Weight of the past in the moving average of the validation Dice, as in nnU-Net."""
@@ -304,6 +305,8 @@ def _train_fold(job: FoldJob, watch: _Watch, *, resume: bool, progress: Progress
         )
         # `last` at the end: whatever a crash leaves before it is written anew when the epoch is repeated.
         append_record(job.folder / JOURNAL, record)
+        synthetic = ", SYNTHETIC phantoms" if job.dataset.synthetic else ""
+        draw_journal(job.folder / JOURNAL, job.folder / PROGRESS, f"{job.dataset.name}, fold {job.fold}{synthetic}")
         _save(job, learner, improved=improved)
         _log.info("fold %d: %s", job.fold, _sentence(record, recipe.epochs))
         if learner.finished:
@@ -333,7 +336,7 @@ def _load_weights(job: FoldJob, learner: _Learner) -> None:
 
 def _forget(folder: Path) -> None:
     """Remove what an earlier training left, so that nothing of it is taken for the new one's."""
-    for name in (LAST, BEST, JOURNAL):
+    for name in (LAST, BEST, JOURNAL, PROGRESS):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / VALIDATION, ignore_errors=True)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from kitsattn.errors import KitsattnError
+from kitsattn.figures.progress import plot_progress
 from kitsattn.files import write_text
 
 
@@ -54,6 +55,26 @@ def append_record(path: Path, record: EpochRecord) -> None:
     except OSError as error:
         msg = f"{path} cannot be written ({error.strerror or error}): see that the disk has room, run the command again"
         raise KitsattnError(msg) from error
+
+
+def draw_journal(journal: Path, picture: Path, title: str) -> None:
+    """Draw the curves of a journal.
+
+    Raises:
+        KitsattnError: If the picture cannot be written.
+    """
+    lines = [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()]
+    dice: dict[str, list[float]] = {}
+    for line in lines:
+        for region, value in line["validation_dice"].items():
+            dice.setdefault(region.replace("_", " "), []).append(value)
+    plot_progress(
+        picture,
+        title=title,
+        losses={name: [line[f"{name}_loss"] for line in lines] for name in ("training", "validation")},
+        dice={**dice, "moving average": [line["moving_dice"] for line in lines]},
+        learning_rates=[line["learning_rate"] for line in lines],
+    )
 
 
 def truncate_journal(path: Path, epoch: int) -> None:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from kitsattn.config import read_settings
 from kitsattn.errors import KitsattnError
+from kitsattn.words import suggest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +83,8 @@ def find_recipe(name_or_file: str) -> tuple[str, Recipe]:
         return name_or_file, RECIPES[name_or_file]
     path = Path(name_or_file)
     if not path.is_file():
-        msg = f"there is no recipe {name_or_file!r}: choose one of {', '.join(RECIPES)}, or name a TOML file"
+        wrong = f"{path} does not exist" if path.suffix else f"there is no recipe {name_or_file!r}"
+        meant = suggest(name_or_file, RECIPES)
+        msg = f"{wrong}{meant}: choose one of {', '.join(RECIPES)}, or name a TOML file"
         raise KitsattnError(msg)
     return path.stem, read_settings(Recipe, path)

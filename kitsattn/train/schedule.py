@@ -3,7 +3,7 @@
 from typing import Any, Protocol
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import PolynomialLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from kitsattn.train.recipe import Recipe
 
@@ -12,6 +12,7 @@ _FACTOR = 0.2
 _LEAST_IMPROVEMENT = 1e-3
 _LOSS_MEMORY = 0.93
 _END_LEARNING_RATE = 1e-6
+_POWER = 0.9
 
 
 class Schedule(Protocol):
@@ -62,25 +63,35 @@ class Plateau:
 
 
 class Polynomial:
-    """The learning rate times (1 - epoch / epochs) ** 0.9."""
+    """The learning rate times (1 - epoch / epochs) ** 0.9.
+
+    By the formula rather than by PyTorch's scheduler, which goes from rate to rate and warns where a training that was
+    resumed for the validation alone has taken no step yet.
+    """
 
     def __init__(self, optimizer: Optimizer, epochs: int) -> None:
-        """Watch an optimiser."""
-        self._schedule = PolynomialLR(optimizer, total_iters=epochs, power=0.9)
+        """Watch an optimiser, whose rates are now those of the first epoch."""
+        self._optimizer = optimizer
+        self._first = [float(group["lr"]) for group in optimizer.param_groups]
+        self._epochs = epochs
+        self._epoch = 0
 
     def step(self, training_loss: float) -> bool:
         """See `Schedule.step`."""
         del training_loss
-        self._schedule.step()
+        self._epoch += 1
+        left = max(0.0, 1 - self._epoch / self._epochs)
+        for group, first in zip(self._optimizer.param_groups, self._first, strict=True):
+            group["lr"] = first * left**_POWER
         return False
 
     def state_dict(self) -> dict[str, Any]:
         """See `Schedule.state_dict`."""
-        return {"epoch": self._schedule.last_epoch}
+        return {"epoch": self._epoch}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `Schedule.load_state_dict`."""
-        self._schedule.last_epoch = state["epoch"]
+        self._epoch = state["epoch"]
 
 
 def build_schedule(recipe: Recipe, optimizer: Optimizer) -> Schedule:
