@@ -1,6 +1,7 @@
 """Training of a fold."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -309,14 +310,23 @@ from kitsattn.preprocess.store import open_dataset
 from kitsattn.train.fold import train_fold
 
 if __name__ == "__main__":
-    train_fold(job_of(open_dataset(Path(sys.argv[2])), Path(sys.argv[3])), save_every_minutes=0.002)
+    job = job_of(open_dataset(Path(sys.argv[2])), Path(sys.argv[3]), epochs=int(sys.argv[4]))
+    train_fold(job, save_every_minutes=0.002)
 """
+"""Trains in a process of its own, which can be killed, and whose memory is its own."""
 
 
-def job_of(prepared: PreparedDataset, folder: Path) -> FoldJob:
-    """Return the training that is killed."""
-    job = _job(prepared, folder, recipe=replace(RECIPE, epochs=3, batches_per_epoch=12))
+def job_of(prepared: PreparedDataset, folder: Path, *, epochs: int = 3) -> FoldJob:
+    """Return the training of `SCRIPT`."""
+    job = _job(prepared, folder, recipe=replace(RECIPE, epochs=epochs, batches_per_epoch=12))
     return replace(job, workers=1)
+
+
+def _in_a_process(prepared: PreparedDataset, folder: Path, epochs: int) -> list[str]:
+    """Return the command that runs `SCRIPT`."""
+    script = folder.with_name("script.py")
+    script.write_text(SCRIPT)
+    return [sys.executable, str(script), str(Path(__file__).parent), str(prepared.folder), str(folder), str(epochs)]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
@@ -324,9 +334,7 @@ def test_a_killed_process_goes_on_to_the_same_bits(prepared: PreparedDataset, tm
     """SIGKILL between two saves: what was done since the last one is done again, and the end is the same."""
     straight, killed = (job_of(prepared, tmp_path / name) for name in ("a", "b"))
     train_fold(straight)
-    (tmp_path / "script.py").write_text(SCRIPT)
-    command = [sys.executable, str(tmp_path / "script.py"), str(Path(__file__).parent)]
-    command += [str(prepared.folder), str(tmp_path / "b")]
+    command = _in_a_process(prepared, tmp_path / "b", 3)
     last = killed.folder / "last.safetensors"
     for wanted in (5, 20):
         process = subprocess.Popen(command)
@@ -345,6 +353,17 @@ def test_a_killed_process_goes_on_to_the_same_bits(prepared: PreparedDataset, tm
     assert all(torch.equal(one.model[name], other.model[name]) for name in one.model)
     assert all(torch.equal(one.training[name], other.training[name]) for name in one.training)
     assert [line["epoch"] for line in _journal(killed.folder)] == [1, 2, 3]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="the journal has no memory on Windows")
+def test_memory_does_not_grow_over_the_epochs(prepared: PreparedDataset, tmp_path: Path) -> None:
+    """Twenty epochs after the second one, the process has at most 5 % more at its peak."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(_in_a_process(prepared, tmp_path / "a", 22), check=True, env=environment)
+    peaks = [line["peak_memory_bytes"] for line in _journal(tmp_path / "a" / "fold_0")]
+    assert len(peaks) == 22
+    assert peaks[-1] < 1.05 * peaks[1], peaks  # type: ignore[operator]
 
 
 def _batches_done(last: Path) -> int:

@@ -35,19 +35,7 @@ def aspp(
 ) -> tuple[Tensor, list[BatchStatistics]]:
     """Apply the branches, the image pooling and the projection.
 
-    Args:
-        x: (batch, in_channels, height, width).
-        branch_weights: One (channels, in_channels, k, k) a branch, k odd.
-        pool_weight: (channels, in_channels, 1, 1).
-        project_weight: (out_channels, channels * (branches + 1), 1, 1); the pooled branch's columns are the last.
-        norms: One a branch, then the pooled branch's, then the projection's.
-        rates: Dilation of each branch.
-        training: Whether to normalise with the batch's own statistics.
-        group: Processes whose batches are one batch to the normalisation, as in `nn.SyncBatchNorm`.
-
-    Returns:
-        The output (batch, out_channels, height, width), and in training the statistics in the order of `norms`
-        (an empty list otherwise).
+    Arguments and result are those of `operation.aspp`, which has checked them.
     """
     statistics: list[BatchStatistics] = []
 

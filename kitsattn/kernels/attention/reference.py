@@ -21,16 +21,7 @@ def attention(
 ) -> Tensor:
     """Return the softmax-weighted average of all values for every query, gated and added to the residual.
 
-    Args:
-        q: Queries, (batch, queries, dim); strided views are fine.
-        k: Keys, (batch, keys, dim).
-        v: Values, (batch, keys, value_dim); `value_dim` may differ from `dim`.
-        scale: Factor on the scores before the softmax.
-        residual: (batch, queries, value_dim); None returns the average alone.
-        gate: One value, shape (1,), with a residual; 0 returns the residual.
-
-    Returns:
-        (batch, queries, value_dim), in the dtype of `residual`.
+    Arguments and result are those of `operation.attention`, which has checked them.
     """
     # The axis of one head is there because PyTorch's fused attention takes four axes only.
     average = scaled_dot_product_attention(q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1), scale=scale).squeeze(1)
