@@ -1,5 +1,7 @@
 """Augmentation through batchgenerators, with nnU-Net's transforms, ranges and probabilities for a 2D network.
 
+Images are interpolated linearly where nnU-Net takes cubic splines: 58 ms a sample of 5 x 512 x 512 instead of 97.
+
 The slices of a slab are channels of one scan: whatever changes its geometry or its intensity scale changes all of
 them alike, only noise and blur are drawn slice by slice.
 """
@@ -52,7 +54,7 @@ def build_augmentation(patch_size: tuple[int, int], air: float) -> AbstractTrans
                 p_scale_per_sample=0.2,
                 border_mode_data="constant",
                 border_cval_data=air,
-                order_data=3,
+                order_data=1,
                 border_mode_seg="constant",
                 border_cval_seg=0,
                 order_seg=1,
@@ -61,7 +63,7 @@ def build_augmentation(patch_size: tuple[int, int], air: float) -> AbstractTrans
             GaussianBlurTransform((0.5, 1.0), different_sigma_per_channel=True, p_per_sample=0.2, p_per_channel=0.5),
             BrightnessMultiplicativeTransform((0.75, 1.25), per_channel=False, p_per_sample=0.15),
             ContrastAugmentationTransform((0.75, 1.25), per_channel=False, p_per_sample=0.15),
-            SimulateLowResolutionTransform((0.5, 1.0), order_downsample=0, order_upsample=3, p_per_sample=0.25),
+            SimulateLowResolutionTransform((0.5, 1.0), order_downsample=0, order_upsample=1, p_per_sample=0.25),
             GammaTransform((0.7, 1.5), invert_image=True, retain_stats=True, p_per_sample=0.1),
             GammaTransform((0.7, 1.5), invert_image=False, retain_stats=True, p_per_sample=0.3),
             MirrorTransform(axes=(0, 1)),

@@ -69,7 +69,7 @@ def choose_tiles(capability: tuple[int, int], *, dim: int, programs: int, multip
             return AttentionTiles(forward, Tile(32, 64), Tile(128, 64), Tile(32, 64))
         return AttentionTiles(forward, Tile(16, 64), Tile(128, 32), None)
     if capability[0] == 10:  # noqa: PLR2004 - Blackwell of the data centre
-        return AttentionTiles(Tile(128, 64), Tile(32, 64), Tile(64, 64), None)
+        return AttentionTiles(Tile(128, 64 if dim <= _MIDDLE else 32), Tile(32, 64), Tile(64, 64), None)
     if capability in _SMALL_SHARED_MEMORY:
         keys = Tile(32, 32) if dim >= _NARROW else Tile(16, 32)
         queries = Tile(64, 32) if dim <= _MIDDLE else Tile(64, 16)
