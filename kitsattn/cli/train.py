@@ -75,15 +75,15 @@ def train(
         typer.Option(metavar="NAME", help="Name of the run. (default: DATASET-MODEL-RECIPE)", show_default=False),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume/--restart", help="Go on from the last epoch, or begin again.")
+        bool, typer.Option("--resume/--restart", help="Go on from where it was stopped, or begin again.")
     ] = True,
     workspace: WorkspaceOption = None,
     json: JsonOption = False,
 ) -> None:
     """Train one fold, or all five; then predict and score its held-out cases as whole volumes.
 
-    Checkpoints, journal and report go to WORKSPACE/runs/RUN/fold_K. Ctrl-C and SIGTERM end it after the running batch
-    with everything saved; the same command goes on.
+    Checkpoints, journal and report go to WORKSPACE/runs/RUN/fold_K.
+    Ctrl-C and SIGTERM end it after the running batch with everything saved: the same command goes on.
 
     Example: kitsattn train --fold 0 --model attention-deeplab-r18
     """
