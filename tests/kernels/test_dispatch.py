@@ -271,4 +271,6 @@ def test_gpus_of_amd_take_the_reference(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_the_packages_own_table_can_be_read() -> None:
     """It is part of what is installed."""
-    assert isinstance(read_table(Path(dispatch.__file__).with_name("measured.json")), list)
+    path = Path(dispatch.__file__).with_name("measured.json")
+    assert path.is_file()
+    assert isinstance(read_table(path), list)
