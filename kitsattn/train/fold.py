@@ -305,13 +305,21 @@ def _train_fold(job: FoldJob, watch: _Watch, *, resume: bool, progress: Progress
         )
         # `last` at the end: whatever a crash leaves before it is written anew when the epoch is repeated.
         append_record(job.folder / JOURNAL, record)
-        synthetic = ", SYNTHETIC phantoms" if job.dataset.synthetic else ""
-        draw_journal(job.folder / JOURNAL, job.folder / PROGRESS, f"{job.dataset.name}, fold {job.fold}{synthetic}")
         _save(job, learner, improved=improved)
+        _draw_progress(job)
         _log.info("fold %d: %s", job.fold, _sentence(record, recipe.epochs))
         if learner.finished:
             break
     return job.folder / BEST
+
+
+def _draw_progress(job: FoldJob) -> None:
+    """Draw the curves; a training does not end for want of its picture."""
+    synthetic = ", SYNTHETIC phantoms" if job.dataset.synthetic else ""
+    try:
+        draw_journal(job.folder / JOURNAL, job.folder / PROGRESS, f"{job.dataset.name}, fold {job.fold}{synthetic}")
+    except KitsattnError as error:
+        _log.warning("%s", error)
 
 
 def _start(job: FoldJob) -> _Learner:

@@ -89,7 +89,7 @@ def test_the_way_from_raw_to_scores_without_any_path(
     assert f"data set: {home / 'preprocessed' / 'painted'} (6 cases); run: {run}\n" in trained.stderr
     assert str(run / "fold_0" / "best.safetensors") in trained.stdout
     assert str(run / "fold_0" / "report.html") in trained.stdout
-    kept = {"best.safetensors", "last.safetensors", "journal.jsonl", "report.html", "validation"}
+    kept = {"best.safetensors", "last.safetensors", "journal.jsonl", "progress.png", "report.html", "validation"}
     assert {path.name for path in (run / "fold_0").iterdir()} == kept
     held_out = sorted(path.name.removesuffix(".nii.gz") for path in (run / "fold_0" / "validation").glob("*.nii.gz"))
     assert len(held_out) == 2

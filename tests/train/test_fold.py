@@ -374,6 +374,22 @@ def _batches_done(last: Path) -> int:
     return int(json.loads(state)["epoch"]) * 12 + int(json.loads(state)["batch"])
 
 
+def test_a_picture_that_cannot_be_drawn_does_not_end_a_training(
+    prepared: PreparedDataset, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told, and the training goes on."""
+    job = _job(prepared, tmp_path)
+
+    def refuse(journal: Path, picture: Path, title: str) -> None:
+        msg = f"{picture} cannot be written"
+        raise KitsattnError(msg)
+
+    monkeypatch.setattr("kitsattn.train.fold.draw_journal", refuse)
+    train_fold(job)
+    assert len(_journal(job.folder)) == 2
+    assert caplog.text.count("progress.png cannot be written") == 2
+
+
 def test_a_training_without_data_saves_before_it_ends(
     prepared: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
