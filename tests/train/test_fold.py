@@ -337,14 +337,14 @@ def test_a_killed_process_goes_on_to_the_same_bits(prepared: PreparedDataset, tm
     command = _in_a_process(prepared, tmp_path / "b", 3)
     last = killed.folder / "last.safetensors"
     for wanted in (5, 20):
-        process = subprocess.Popen(command)
-        try:
-            while process.poll() is None and _batches_done(last) < wanted:
-                time.sleep(0.01)
-            time.sleep(0.05)
-        finally:
-            process.kill()
-        assert process.wait() == -signal.SIGKILL
+        with subprocess.Popen(command) as process:
+            try:
+                while process.poll() is None and _batches_done(last) < wanted:
+                    time.sleep(0.01)
+                time.sleep(0.05)
+            finally:
+                process.kill()
+        assert process.returncode == -signal.SIGKILL
     assert 20 <= _batches_done(last) < 36
 
     train_fold(killed)
@@ -367,9 +367,10 @@ def test_memory_does_not_grow_over_the_epochs(prepared: PreparedDataset, tmp_pat
 
 
 def _batches_done(last: Path) -> int:
-    if not last.exists():
+    try:
+        state = load_checkpoint(last).header.training
+    except KitsattnError:  # not there yet, or another one took its place while it was read
         return 0
-    state = load_checkpoint(last).header.training
     assert state is not None
     return int(json.loads(state)["epoch"]) * 12 + int(json.loads(state)["batch"])
 
