@@ -60,7 +60,7 @@ _DICE_MEMORY = 0.9
 _TRAINING, _VALIDATION = 0, 1
 _MOST_WORKERS = 12
 """nnU-Net's number; each worker holds two batches in shared memory."""
-MOST_SKIPPED = 20
+_MOST_SKIPPED = 20
 """So many batches in a row without a finite loss and gradient end a training. A gradient scaler that begins at 2^16
 needs 16 to come down to 1."""
 
@@ -401,10 +401,10 @@ def _train_batch(job: FoldJob, learner: _Learner, batch: SlabBatch) -> None:
     learner.skipped_in_a_row += 1
     cases = ", ".join(sorted(set(batch.cases)))
     _log.debug("fold %d: batch %d of epoch %d is skipped: %s", job.fold, learner.batch + 1, learner.epoch + 1, cases)
-    if learner.skipped_in_a_row == MOST_SKIPPED:
+    if learner.skipped_in_a_row == _MOST_SKIPPED:
         msg = (
-            f"{MOST_SKIPPED} batches in a row had no finite loss or gradient in epoch {learner.epoch + 1}, the last on "
-            f"cases {cases}: look at these cases, or begin again with --restart, a lower learning rate or "
+            f"{_MOST_SKIPPED} batches in a row had no finite loss or gradient in epoch {learner.epoch + 1}, the last "
+            f"on cases {cases}: look at these cases, or begin again with --restart, a lower learning rate or "
             "--precision fp32"
         )
         raise KitsattnError(msg)

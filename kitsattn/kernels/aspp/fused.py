@@ -259,7 +259,7 @@ def fused_aspp(
     z, mean, variance, pooled = branches_operator(x, w, sizes, rates)
     pixels = z.numel() // z.shape[-1]
     seen = unite(BatchStatistics(mean, variance, pixels), group)
-    scale = weight * torch.rsqrt(seen.var + _eps(norms[:-2], channels, seen.var))
+    scale = weight * torch.rsqrt(seen.var + _eps(norms[:-2]))
     pooled = linear(pooled, pool_weight)
     variance, mean = torch.var_mean(pooled, 0, correction=0)
     pool_seen = unite(BatchStatistics(mean, variance, pooled.shape[0]), group)
@@ -298,10 +298,7 @@ def _fold(norms: Sequence[BatchNormParameters]) -> tuple[Tensor, Tensor]:
     weight, bias, mean, var = (
         torch.cat([getattr(norm, name) for norm in norms]) for name in ("weight", "bias", "running_mean", "running_var")
     )
-    if len({norm.eps for norm in norms}) == 1:
-        scale = weight * torch.rsqrt(var + norms[0].eps)
-    else:
-        scale = weight * torch.rsqrt(var + torch.cat([torch.full_like(norm.bias, norm.eps) for norm in norms]))
+    scale = weight * torch.rsqrt(var + _eps(norms))
     return scale, torch.addcmul(bias, mean, scale, value=-1)
 
 
@@ -309,5 +306,8 @@ def _scale(norm: BatchNormParameters, seen: BatchStatistics) -> Tensor:
     return norm.weight * torch.rsqrt(seen.var + norm.eps)
 
 
-def _eps(norms: Sequence[BatchNormParameters], channels: int, like: Tensor) -> Tensor:
-    return torch.cat([like.new_full((channels,), norm.eps) for norm in norms])
+def _eps(norms: Sequence[BatchNormParameters]) -> float | Tensor:
+    """Return what is added to the variances of all channels: one number where it is the same."""
+    if len({norm.eps for norm in norms}) == 1:
+        return norms[0].eps
+    return torch.cat([torch.full_like(norm.bias, norm.eps) for norm in norms])
