@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from kitsattn.batches.augment import build_augmentation, seeded, source_size
 from kitsattn.batches.sampler import Patch, draw_patch, is_foreground_sample
-from kitsattn.batches.slabs import slab_indices, slice_step
+from kitsattn.batches.slabs import slab_indices, slice_step, window_overlap
 from kitsattn.errors import KitsattnError
 from kitsattn.jobs import deaf_children
 from kitsattn.preprocess.store import StoredCase
@@ -57,13 +57,18 @@ class BatchSettings:
     """What a batch looks like.
 
     Attributes:
-        batch_size: Samples.
+        batch_size: Samples, those of all processes together.
         patch_size: Height and width.
         slices: Slices in a slab.
         slab_step_mm: Distance of a slab's slices in mm; None takes adjacent slices.
         air: Prepared intensity of air, which pads patches that reach beyond the slice.
         seed: Seed of all batches.
         augment: Whether to augment.
+        elastic_probability: How often a sample is deformed elastically as well.
+        foreground_share: Share of a batch whose patch is centred on foreground.
+        rank: This process among those that share each batch; it takes every sample whose number is its own modulo
+            `ranks`.
+        ranks: Number of these processes.
     """
 
     batch_size: int
@@ -73,6 +78,10 @@ class BatchSettings:
     air: float
     seed: int
     augment: bool
+    elastic_probability: float = 0.0
+    foreground_share: float = 1 / 3
+    rank: int = 0
+    ranks: int = 1
 
 
 class SlabBatches(Dataset[SlabBatch]):
@@ -88,32 +97,34 @@ class SlabBatches(Dataset[SlabBatch]):
         self.cases = cases
         self.settings = settings
         self.size = source_size(settings.patch_size) if settings.augment else settings.patch_size
-        self.transform = build_augmentation(settings.patch_size, settings.air)
+        self.transform = build_augmentation(
+            settings.patch_size, settings.air, elastic_probability=settings.elastic_probability
+        )
 
     def __getitem__(self, key: BatchKey) -> SlabBatch:
-        """Draw the batch of a (stream, epoch, index) key."""
+        """Draw the batch of a (stream, epoch, index) key, or this process's part of it."""
         settings = self.settings
-        sequence = np.random.SeedSequence((settings.seed, *key))
-        generator = np.random.default_rng(sequence)
-        shapes = [case.shape for case in self.cases]
-        locations = [case.locations for case in self.cases]
-        images = np.empty((settings.batch_size, settings.slices, *self.size), np.float32)
-        labels = np.empty((settings.batch_size, 1, *self.size), np.float32)
-        names = []
-        for index in range(settings.batch_size):
-            foreground = is_foreground_sample(index, settings.batch_size)
-            patch = draw_patch(shapes, locations, settings.patch_size, foreground=foreground, generator=generator)
-            images[index], labels[index, 0] = self._cut(self.cases[patch.case], patch)
-            names.append(self.cases[patch.case].case_id)
+        drawn = [self._draw(key, index) for index in range(settings.rank, settings.batch_size, settings.ranks)]
+        images, labels, cases = zip(*drawn, strict=True)
+        return SlabBatch(torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(labels)), cases)
+
+    def _draw(self, key: BatchKey, index: int) -> tuple[NDArray[np.float32], NDArray[np.uint8], str]:
+        """Draw one sample; its number seeds it, so that it is the same whoever draws the others."""
+        settings = self.settings
+        sequence = np.random.SeedSequence((settings.seed, *key, index))
+        patch = draw_patch(
+            self.cases,
+            settings.patch_size,
+            foreground=is_foreground_sample(index, settings.batch_size, settings.foreground_share),
+            generator=np.random.default_rng(sequence),
+        )
+        case = self.cases[patch.case]
+        image, label = self._cut(case, patch)
         if settings.augment:
             with seeded(sequence):
-                augmented = self.transform(data=images, seg=labels)
-            images, labels = augmented["data"], augmented["seg"]
-        return SlabBatch(
-            torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32)),
-            torch.from_numpy(labels[:, 0].astype(np.uint8)),
-            tuple(names),
-        )
+                augmented = self.transform(data=image[None], seg=label[None, None].astype(np.float32))
+            image, label = augmented["data"][0], augmented["seg"][0, 0]
+        return np.ascontiguousarray(image, np.float32), np.ascontiguousarray(label, np.uint8), case.case_id
 
     def _cut(self, case: StoredCase, patch: Patch) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         """Read the slab (slices, *size) and the centre slice's labels (*size) of a patch."""
@@ -126,7 +137,7 @@ class SlabBatches(Dataset[SlabBatch]):
             start - (cut - kept) // 2
             for start, cut, kept in zip((patch.top, patch.left), self.size, settings.patch_size, strict=True)
         )
-        rows, columns = _window(top, self.size[0], height), _window(left, self.size[1], width)
+        rows, columns = window_overlap(top, self.size[0], height), window_overlap(left, self.size[1], width)
         image = np.full((settings.slices, *self.size), settings.air, np.float32)
         label = np.zeros(self.size, np.uint8)
         image[:, rows[1], columns[1]] = case.read_slices(indices)[:, rows[0], columns[0]]
@@ -244,9 +255,3 @@ def _stay_silent(worker: int) -> None:
 
 def _tell_nothing(*error: object) -> None:
     """Tell nothing."""
-
-
-def _window(start: int, size: int, length: int) -> tuple[slice, slice]:
-    """Return the part of [0, length) that [start, start + size) covers, and where it lies in the window."""
-    first, last = max(start, 0), min(start + size, length)
-    return slice(first, last), slice(first - start, last - start)

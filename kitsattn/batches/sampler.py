@@ -1,14 +1,24 @@
-"""Which patch a sample is cut from: by case first, then by slice, a third of a batch on foreground."""
+"""Which patch a sample is cut from: by case first, then by slice, a share of a batch on foreground."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-FOREGROUND_SHARE = 1 / 3
-"""Share of a batch whose patch is centred on foreground; nnU-Net oversamples a third."""
+
+class SampledCase(Protocol):
+    """What is known of a case before it is read; `preprocess.store.StoredCase` has it."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Slices, height and width."""
+
+    @property
+    def locations(self) -> Mapping[int, NDArray[np.int32]]:
+        """Class value to (n, 3) foreground voxels, (z, y, x)."""
 
 
 @dataclass(frozen=True)
@@ -28,14 +38,16 @@ class Patch:
     left: int
 
 
-def is_foreground_sample(index: int, batch_size: int) -> bool:
-    """Return whether the sample at `index` of a batch is centred on foreground: the last third are, at least one."""
-    return index >= batch_size - max(1, round(batch_size * FOREGROUND_SHARE))
+def is_foreground_sample(index: int, batch_size: int, share: float) -> bool:
+    """Return whether the sample at `index` of a batch is centred on foreground: a share at its end, at least one.
+
+    nnU-Net has a third; a share of 0 means none.
+    """
+    return share > 0 and index >= batch_size - max(1, round(batch_size * share))
 
 
 def draw_patch(
-    shapes: Sequence[tuple[int, int, int]],
-    locations: Sequence[Mapping[int, NDArray[np.integer]]],
+    cases: Sequence[SampledCase],
     size: tuple[int, int],
     *,
     foreground: bool,
@@ -47,8 +59,7 @@ def draw_patch(
     drawn, then a voxel of it, and the patch is centred there; otherwise slice and position are uniform.
 
     Args:
-        shapes: (slices, height, width) of each case.
-        locations: For each case, class value to (n, 3) foreground voxels, (z, y, x).
+        cases: The cases.
         size: Height and width of the patch.
         foreground: Whether the patch must be centred on foreground, where the case has any.
         generator: Source of randomness.
@@ -56,11 +67,12 @@ def draw_patch(
     Returns:
         The patch; it covers as much of the slice as it can.
     """
-    case = int(generator.integers(len(shapes)))
-    depth, height, width = shapes[case]
-    present = [label for label, voxels in sorted(locations[case].items()) if len(voxels)]
-    if foreground and present:
-        voxels = locations[case][present[generator.integers(len(present))]]
+    case = int(generator.integers(len(cases)))
+    depth, height, width = cases[case].shape
+    locations = cases[case].locations if foreground else {}
+    present = [label for label, voxels in sorted(locations.items()) if len(voxels)]
+    if present:
+        voxels = locations[present[generator.integers(len(present))]]
         centre, y, x = (int(value) for value in voxels[generator.integers(len(voxels))])
         top = _inside(y - size[0] // 2, size[0], height)
         left = _inside(x - size[1] // 2, size[1], width)

@@ -1,4 +1,4 @@
-"""Which slices make up a slab: shared by training and prediction."""
+"""Which slices and which part of them make up a slab: shared by training and prediction."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,3 +31,9 @@ def slab_indices(centre: int, total: int, slices: int, step: int) -> NDArray[np.
     """
     reach = slices // 2
     return np.clip(centre + step * np.arange(-reach, reach + 1), 0, total - 1)
+
+
+def window_overlap(start: int, size: int, length: int) -> tuple[slice, slice]:
+    """Return the part of [0, length) that the window [start, start + size) covers, and where it lies in the window."""
+    first, last = max(start, 0), min(start + size, length)
+    return slice(first, last), slice(first - start, last - start)

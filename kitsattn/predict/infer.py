@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.functional import pad
 
-from kitsattn.batches.slabs import slab_indices, slice_step
+from kitsattn.batches.slabs import slab_indices, slice_step, window_overlap
 from kitsattn.checkpoint.file import load_checkpoint, load_model
 from kitsattn.checkpoint.header import Header
 from kitsattn.config import from_json
@@ -117,10 +117,10 @@ def predict_block(
     weight_sum = torch.zeros((height, width), device=ensemble.device)
     data = torch.from_numpy(slices).to(ensemble.device)
     for window in cover((height, width), size):
-        rows = slice(window.top, min(window.top + size[0], height))
-        columns = slice(window.left, min(window.left + size[1], width))
-        inside = weights[: rows.stop - rows.start, : columns.stop - columns.start]
-        missing = (0, size[1] - inside.shape[1], 0, size[0] - inside.shape[0])
+        rows, own_rows = window_overlap(window.top, size[0], height)
+        columns, own_columns = window_overlap(window.left, size[1], width)
+        inside = weights[own_rows, own_columns]
+        missing = (own_columns.start, size[1] - own_columns.stop, own_rows.start, size[0] - own_rows.stop)
         cut = pad(data[:, rows, columns], missing, value=ensemble.plan.air)
         for member in ensemble.members:
             step = slice_step(member.slab_step_mm, slice_spacing_mm)
@@ -130,7 +130,7 @@ def predict_block(
                 slabs = cut[torch.from_numpy(indices).to(ensemble.device)]
                 with mixed_precision(ensemble.device, ensemble.precision):
                     logits = member.model(slabs.contiguous(memory_format=torch.channels_last))
-                probabilities = torch.softmax(logits.float(), dim=1)[..., : inside.shape[0], : inside.shape[1]]
+                probabilities = torch.softmax(logits.float(), dim=1)[..., own_rows, own_columns]
                 total[start : start + len(batch), :, rows, columns] += probabilities * inside
         weight_sum[rows, columns] += inside * len(ensemble.members)
     return (total / weight_sum).transpose(0, 1).cpu().numpy()

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Window:
-    """The upper left corner of a window; the window may reach beyond a slice that is smaller than it."""
+    """The upper left corner of a window; negative where the slice is smaller and the window reaches beyond it."""
 
     top: int
     left: int
@@ -18,7 +18,8 @@ class Window:
 def cover(shape: tuple[int, int], size: tuple[int, int]) -> list[Window]:
     """Return windows of `size` that cover a slice of `shape`, overlapping by half or more where there are several.
 
-    A slice that is no larger than the window gets one window, in whose upper left corner it lies.
+    A slice that is no larger than the window gets one window, in whose middle it lies, as in training: zero padding
+    tells a network where it is, and one pixel more to the left is another phase of its strides.
     """
     return [Window(top, left) for top in _starts(shape[0], size[0]) for left in _starts(shape[1], size[1])]
 
@@ -36,6 +37,6 @@ def importance(size: tuple[int, int]) -> NDArray[np.float32]:
 
 def _starts(length: int, size: int) -> list[int]:
     if length <= size:
-        return [0]
+        return [(length - size) // 2]
     count = math.ceil((length - size) / (size / 2)) + 1
     return [round(i * (length - size) / (count - 1)) for i in range(count)]
