@@ -27,9 +27,51 @@ class Region:
     labels: tuple[int, ...]
 
 
-KIDNEY_AND_TUMOUR = Region("kidney_and_tumour", (KIDNEY, TUMOUR))
-TUMOUR_ONLY = Region("tumour", (TUMOUR,))
-KITS19_REGIONS = (KIDNEY_AND_TUMOUR, TUMOUR_ONLY)
+@dataclass(frozen=True)
+class ScoringProtocol:
+    """Which label values there are, and which regions of them are scored.
+
+    Attributes:
+        key: Its name in JSON and on the command line.
+        title: Its name in tables and reports.
+        labels: Class name to value, background included.
+        regions: What is scored, in the order of tables.
+    """
+
+    key: str
+    title: str
+    labels: Mapping[str, int]
+    regions: tuple[Region, ...]
+
+
+KITS19 = ScoringProtocol(
+    "kits19", "KiTS19", KITS19_LABELS, (Region("kidney_and_tumour", (KIDNEY, TUMOUR)), Region("tumour", (TUMOUR,)))
+)
+KITS23 = ScoringProtocol(
+    "kits23",
+    "KiTS23",
+    KITS23_LABELS,
+    (
+        Region("kidney_and_masses", (KIDNEY, TUMOUR, CYST)),
+        Region("masses", (TUMOUR, CYST)),
+        Region("tumour", (TUMOUR,)),
+    ),
+)
+"""KiTS21 has the same labels and the same hierarchical evaluation classes."""
+
+
+def protocol_of(labels: Mapping[str, int]) -> ScoringProtocol:
+    """Return how a data set with these labels is scored: as its challenge, other labels one by one.
+
+    Args:
+        labels: Class name to value, background included.
+    """
+    for protocol in (KITS19, KITS23):
+        if dict(labels) == dict(protocol.labels):
+            return protocol
+    own = {name: value for name, value in labels.items() if value != BACKGROUND}
+    regions = tuple(Region(name, (value,)) for name, value in sorted(own.items(), key=lambda item: item[1]))
+    return ScoringProtocol("labels", "each label on its own", dict(labels), regions)
 
 
 def check_labels(found: Iterable[int], known: Mapping[str, int], where: str) -> None:

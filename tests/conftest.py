@@ -43,6 +43,15 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         pytest.exit(f"kitsattn is imported from the checkout, {package}, not from the installed wheel", returncode=1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Let torch use one core: threads that wait for each other on a busy machine take longer than the work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def test_data() -> Path:
     """The folder of real CT and label maps that `KITSATTN_TEST_DATA` names; without it the test is skipped."""

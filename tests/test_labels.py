@@ -1,9 +1,20 @@
-"""Known labels."""
+"""Known labels, and how they are scored."""
+
+from collections.abc import Mapping
 
 import pytest
 
 from kitsattn.errors import KitsattnError
-from kitsattn.labels import KITS19_LABELS, KITS23_LABELS, check_labels
+from kitsattn.labels import (
+    KITS19,
+    KITS19_LABELS,
+    KITS23,
+    KITS23_LABELS,
+    Region,
+    ScoringProtocol,
+    check_labels,
+    protocol_of,
+)
 
 
 def test_known_labels_pass() -> None:
@@ -27,3 +38,32 @@ def test_cysts_in_kits19s_labels_point_to_the_other_challenges() -> None:
         with pytest.raises(KitsattnError) as refusal:
             check_labels(values, known, "a.nii.gz")
         assert "layout" not in str(refusal.value)
+
+
+def _reversed(labels: Mapping[str, int]) -> dict[str, int]:
+    return dict(reversed(list(labels.items())))
+
+
+@pytest.mark.parametrize("protocol", [KITS19, KITS23], ids=lambda protocol: protocol.key)
+def test_a_challenges_labels_are_scored_as_the_challenge_does(protocol: ScoringProtocol) -> None:
+    """The order in which a file lists the labels does not matter."""
+    assert protocol_of(_reversed(protocol.labels)) == protocol
+
+
+def test_regions_of_kits23() -> None:
+    """The hierarchical evaluation classes are kidney with all masses, the masses, and the tumour."""
+    regions = {region.key: region.labels for region in KITS23.regions}
+    assert regions == {"kidney_and_masses": (1, 2, 3), "masses": (2, 3), "tumour": (2,)}
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [{"background": 0, "kidney": 1}, {"background": 0, "kidney": 1, "cyst": 2}, {**KITS23_LABELS, "vein": 4}],
+    ids=" ".join,
+)
+def test_other_labels_are_scored_one_by_one_in_the_order_of_their_values(labels: dict[str, int]) -> None:
+    """Each label but the background is a region, whatever the order in which they are listed."""
+    protocol = protocol_of(_reversed(labels))
+
+    assert (protocol.key, protocol.labels) == ("labels", labels)
+    assert protocol.regions == tuple(Region(name, (value,)) for name, value in labels.items() if value)

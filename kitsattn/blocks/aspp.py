@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import cast
 
-import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
-from kitsattn.kernels.aspp import BatchNormParameters, BatchStatistics, aspp
+from kitsattn.blocks.normalization import group_of, update_running
+from kitsattn.kernels.aspp import BatchNormParameters, aspp
 
 
 class ASPP(nn.Module):
@@ -50,36 +50,15 @@ class ASPP(nn.Module):
             [_parameters(norm) for norm in norms],
             rates=self.rates,
             training=training,
-            group=_group(norms[0]) if training else None,
+            group=group_of(norms[0]) if training else None,
         )
         if training:
             for norm, seen in zip(norms, statistics, strict=True):
-                _update_running(norm, seen)
+                update_running(norm, seen)
         return output
-
-
-def _group(norm: nn.Module) -> "distributed.ProcessGroup | None":
-    """Return the processes that normalise together, where `nn.SyncBatchNorm.convert_sync_batchnorm` was applied."""
-    if not isinstance(norm, nn.SyncBatchNorm) or not distributed.is_available() or not distributed.is_initialized():
-        return None
-    group = norm.process_group or distributed.group.WORLD
-    return group if distributed.get_world_size(group) > 1 else None
 
 
 def _parameters(norm: nn.BatchNorm2d) -> BatchNormParameters:
     assert norm.running_mean is not None
     assert norm.running_var is not None
     return BatchNormParameters(norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps)
-
-
-@torch.no_grad()
-def _update_running(norm: nn.BatchNorm2d, seen: BatchStatistics) -> None:
-    """Move the running statistics towards the batch's, with the unbiased variance, as PyTorch does."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    assert norm.num_batches_tracked is not None
-    norm.num_batches_tracked += 1
-    momentum = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
-    norm.running_mean.lerp_(seen.mean.to(norm.running_mean.dtype), momentum)
-    unbiased = seen.var * (seen.values / (seen.values - 1))
-    norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), momentum)

@@ -11,6 +11,8 @@ from torch.optim import Optimizer
 
 from kitsattn.config import from_json, to_json
 
+_OPTIMIZER = "optimizer/"
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingState:
@@ -65,7 +67,7 @@ def optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], tuple[Mapp
     """Return an optimiser's tensors, named `optimizer/<parameter number>/<key>`, and its groups' settings."""
     state = optimizer.state_dict()
     tensors = {
-        f"optimizer/{number}/{key}": torch.as_tensor(value)
+        f"{_OPTIMIZER}{number}/{key}": torch.as_tensor(value)
         for number, values in state["state"].items()
         for key, value in values.items()
     }
@@ -79,9 +81,9 @@ def restore_optimizer(
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        kind, number, key = name.split("/", 2)
-        if kind != "optimizer":
+        if not name.startswith(_OPTIMIZER):
             continue
+        number, key = name.removeprefix(_OPTIMIZER).split("/", 1)
         parameter = parameters[int(number)]
         if tensor.shape == parameter.shape:  # moments in the memory order of the parameter, as they were
             tensor = torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False).copy_(tensor)  # noqa: PLW2901

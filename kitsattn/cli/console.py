@@ -5,7 +5,7 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -14,11 +14,7 @@ from kitsattn.errors import KitsattnError
 from kitsattn.jobs import Progress
 
 if TYPE_CHECKING:
-    from rich.progress import TaskID
     from rich.table import Table
-
-_PATIENCE_SECONDS = 2.0
-"""Work that ends sooner shows no progress bar."""
 
 _logger = logging.getLogger("kitsattn")
 
@@ -103,29 +99,35 @@ def progress_bars() -> Iterator[Progress]:
 
     Nothing is drawn where stderr is no terminal, or under -q.
     """
-    if not sys.stderr.isatty() or _logger.handlers[0].level > logging.INFO:
+    if not stderr_is_drawn_on():
         yield _draw_nothing
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Task, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
 
-    class PatientBars(Bars):
-        def make_tasks_table(self, tasks: Iterable[Task]) -> "Table":
-            return super().make_tasks_table(task for task in tasks if (task.elapsed or 0.0) >= _PATIENCE_SECONDS)
+    from kitsattn.cli.live import PatientBars
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with PatientBars(*columns, console=Console(stderr=True), transient=True) as bars:
-        tasks: dict[str, TaskID] = {}
+    with PatientBars(Console(stderr=True)) as bars:
+        yield bars.draw
 
-        def draw(label: str, done: int, total: int, /) -> None:
-            if label not in tasks:
-                tasks[label] = bars.add_task(label, total=total)
-            bars.update(tasks[label], completed=done, total=total)
-            if done >= total:
-                bars.remove_task(tasks.pop(label))
 
-        yield draw
+def stderr_is_drawn_on() -> bool:
+    """Return whether bars and tables are drawn: stderr is a terminal, and -q was not given."""
+    return sys.stderr.isatty() and _logger.handlers[0].level <= logging.INFO
+
+
+@contextmanager
+def leave_out(name: str) -> Iterator[None]:
+    """Keep the messages of one logger from the terminal; they go to the log file all the same."""
+
+    def is_of_another(record: logging.LogRecord) -> bool:
+        return record.name != name
+
+    terminal = _logger.handlers[0]
+    terminal.addFilter(is_of_another)
+    try:
+        yield
+    finally:
+        terminal.removeFilter(is_of_another)
 
 
 class _Terminal(logging.StreamHandler[TextIO]):

@@ -12,7 +12,7 @@ from kitsattn.jobs import available_cores
 from kitsattn.workspace import Workspace
 
 if TYPE_CHECKING:
-    from kitsattn.jobs import Progress
+    pass
 
 _DATASET = "phantom"
 _RUN = "demo"
@@ -40,8 +40,8 @@ def demo(
     """
     places = Workspace.choose(workspace)
     raw = places.raw / _DATASET
-    with log_file(places.runs / _RUN / "demo.log"), progress_bars() as progress:
-        _paint(raw, progress)
+    with log_file(places.runs / _RUN / "demo.log"):
+        _paint(raw)
         if data_only:
             cases = sorted(path.name for path in raw.glob("case_*"))
             if json:
@@ -50,10 +50,10 @@ def demo(
                 print_result(f"{len(cases)} synthetic scans in {raw}")
                 say(f"next: {command_line('preprocess', raw, workspace=workspace)}")
             return
-        _run(places, raw, device, progress, json=json)
+        _run(places, raw, device, json=json)
 
 
-def _paint(folder: Path, progress: "Progress") -> None:
+def _paint(folder: Path) -> None:
     from kitsattn.datasets.phantom.paint import write_cohort
 
     if folder.exists():
@@ -61,33 +61,36 @@ def _paint(folder: Path, progress: "Progress") -> None:
         return
     unfinished = folder.parent / ".painting" / folder.name
     shutil.rmtree(unfinished.parent, ignore_errors=True)
-    write_cohort(
-        unfinished,
-        cases=_CASES,
-        shape=_SHAPE,
-        spacing_mm=_SPACING_MM,
-        seed=_SEED,
-        workers=available_cores(),
-        progress=progress,
-    )
+    with progress_bars() as progress:
+        write_cohort(
+            unfinished,
+            cases=_CASES,
+            shape=_SHAPE,
+            spacing_mm=_SPACING_MM,
+            seed=_SEED,
+            workers=available_cores(),
+            progress=progress,
+        )
     unfinished.rename(folder)
     unfinished.parent.rmdir()
     say(f"synthetic scans: {folder}")
 
 
-def _run(places: Workspace, raw: Path, device: Device, progress: "Progress", *, json: bool) -> None:
+def _run(places: Workspace, raw: Path, device: Device, *, json: bool) -> None:
+    from kitsattn.cli.live import training_display
     from kitsattn.datasets.find import find_dataset
     from kitsattn.kernels.precision import choose_device, choose_precision
     from kitsattn.models import model_entry
     from kitsattn.preprocess.run import preprocess_dataset
-    from kitsattn.train.fold import FoldJob, default_workers
     from kitsattn.train.folds import read_or_make_splits
+    from kitsattn.train.job import FoldJob, default_workers
     from kitsattn.train.recipe import RECIPES
     from kitsattn.train.run import describe_scores, train_run
 
     dataset = find_dataset(raw)
     folder = places.preprocessed / dataset.name
-    prepared = preprocess_dataset(dataset, folder, workers=available_cores(), progress=progress).dataset
+    with progress_bars() as progress:
+        prepared = preprocess_dataset(dataset, folder, workers=available_cores(), progress=progress).dataset
     say(f"prepared cases: {folder}")
     splits = read_or_make_splits(folder, prepared.cases)
     chosen = choose_device(device.value)
@@ -106,7 +109,8 @@ def _run(places: Workspace, raw: Path, device: Device, progress: "Progress", *, 
         workers=default_workers(chosen),
         folder=places.runs / _RUN / "fold_0",
     )
-    (result,) = train_run([job], progress=progress)
+    with training_display([job]) as (progress, epoch_end):
+        (result,) = train_run([job], progress=progress, epoch_end=epoch_end)
     scores = result.scores.to_json()
     pictures = [str(pair.prediction.with_name(f"{pair.case}.png")) for pair in result.pairs if pair.prediction]
     if json:

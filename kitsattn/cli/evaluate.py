@@ -1,5 +1,6 @@
 """`kitsattn evaluate`: scores of label maps, one subcommand a metric."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,8 +16,17 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from kitsattn.evaluate.run import MatchedCases, Scores
+    from kitsattn.labels import ScoringProtocol
 
 app = typer.Typer(help="Score predicted label maps against references.", no_args_is_help=True)
+
+
+class Protocol(StrEnum):
+    """Choices of --protocol."""
+
+    auto = "auto"
+    kits19 = "kits19"
+    kits23 = "kits23"
 
 
 @app.callback()
@@ -39,28 +49,39 @@ def dice(
         Path | None,
         typer.Argument(metavar="REF", help="Label map, or folder; cases are matched by id.", show_default=False),
     ] = None,
+    protocol: Annotated[Protocol, typer.Option(help="Which labels there are, and what is scored.")] = Protocol.auto,
     workers: WorkersOption = None,
     workspace: WorkspaceOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Dice of kidney and tumour together (labels above 0) and of the tumour (label 2), as KiTS19 defines them.
+    """Dice of the regions that the data set's challenge evaluates, and the composite, the mean of their means.
 
-    A region that is empty in both label maps scores 1, in one of them 0. The composite is the mean of the two.
+    kits19 scores kidney with tumour (labels 1, 2), and tumour (2).
+    kits23 scores kidney with masses (1, 2, 3), masses (2, 3), and tumour (2).
+    A region that is empty in both label maps scores 1, in one of them 0.
+
+    --protocol auto goes by the labels of the newest run, or of REF's kitsattn-dataset.json.
+    Without that file, KiTS21 and KiTS23 are known by their case folders, all else is kits19.
+    Labels of no challenge are scored one by one.
 
     Example: kitsattn evaluate dice predictions/ kits19/data/
     """
     from kitsattn.evaluate.overlap import EMPTY_RULE
-    from kitsattn.evaluate.run import evaluate_dice, match_cases
+    from kitsattn.evaluate.run import choose_protocol, evaluate_dice, match_cases
+    from kitsattn.labels import KITS19, KITS23
 
+    named = {Protocol.kits19: KITS19, Protocol.kits23: KITS23}.get(protocol)
     if predictions is None:
-        matched = _held_out(Workspace.choose(workspace))
+        matched, trained = _held_out(Workspace.choose(workspace))
+        chosen = named or trained
     elif references is None:
         msg = f"{predictions} needs references to be scored against: kitsattn evaluate dice {predictions} REF"
         raise KitsattnError(msg)
     else:
         matched = match_cases(predictions, references)
+        chosen = named or choose_protocol(references)
     with progress_bars() as progress:
-        scores = evaluate_dice(matched, workers=workers or available_cores(), progress=progress)
+        scores = evaluate_dice(matched, protocol=chosen, workers=workers or available_cores(), progress=progress)
     if scores.missing:
         warn(f"no prediction, counted as empty: {', '.join(scores.missing)}")
     if scores.surplus:
@@ -72,17 +93,19 @@ def dice(
         print_result(EMPTY_RULE)
 
 
-def _held_out(workspace: Workspace) -> "MatchedCases":
-    """Return the newest run's held-out predictions with their references."""
+def _held_out(workspace: Workspace) -> "tuple[MatchedCases, ScoringProtocol]":
+    """Return the newest run's held-out predictions with their references, and how its labels are scored."""
     from kitsattn.checkpoint.header import read_header
     from kitsattn.evaluate.run import CasePair, MatchedCases
+    from kitsattn.labels import protocol_of
     from kitsattn.preprocess.store import open_dataset
     from kitsattn.train.folds import read_or_make_splits
 
     pairs = []
-    for checkpoint in workspace.trained_runs()[0]:
+    headers = {checkpoint: read_header(checkpoint)[0] for checkpoint in workspace.trained_runs()[0]}
+    for checkpoint, header in headers.items():
         folder = checkpoint.parent / "validation"
-        provenance = read_header(checkpoint)[0].provenance
+        provenance = header.provenance
         dataset = open_dataset(workspace.preprocessed_dataset(provenance.dataset))
         held_out = read_or_make_splits(dataset.folder, dataset.cases)[provenance.fold].held_out
         found = [case_id for case_id in held_out if (folder / f"{case_id}.nii.gz").is_file()]
@@ -96,15 +119,14 @@ def _held_out(workspace: Workspace) -> "MatchedCases":
     if not pairs:
         msg = "the newest run has no held-out predictions yet: let `kitsattn train` finish, or name PRED and REF"
         raise KitsattnError(msg)
-    return MatchedCases(tuple(pairs))
+    return MatchedCases(tuple(pairs)), protocol_of(header.labels)
 
 
 def _table(scores: "Scores") -> "Table":
     from rich.table import Table
 
     regions = list(scores.mean)
-    title = f"Dice, KiTS19 regions; composite {scores.composite:.4f}"
-    table = Table("case", *regions, title=title)
+    table = Table("case", *regions, title=f"Dice ({scores.protocol.title}); composite {scores.composite:.4f}")
     for case in scores.cases:
         table.add_row(case.case, *(f"{case.regions[region]['dice']:.4f}" for region in regions))
     table.add_section()

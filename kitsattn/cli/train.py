@@ -1,20 +1,47 @@
 """`kitsattn train`: fit the folds of a run."""
 
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kitsattn.cli.console import command_line, log_file, print_json, print_result, progress_bars, say
+from kitsattn.cli.console import (
+    command_line,
+    configure_logging,
+    log_file,
+    print_json,
+    print_result,
+    say,
+)
 from kitsattn.cli.options import Device, DeviceOption, JsonOption, Precision, PrecisionOption, WorkspaceOption
 from kitsattn.errors import KitsattnError
+from kitsattn.words import plural
 from kitsattn.workspace import Workspace
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
+    from kitsattn.evaluate.run import Scores
     from kitsattn.models.registry import ModelConfig
+    from kitsattn.preprocess.store import PreparedDataset
+    from kitsattn.train.folds import Split
+    from kitsattn.train.job import FoldJob
+    from kitsattn.train.journal import EpochRecord
+    from kitsattn.train.ranks import Ranks
+    from kitsattn.train.run import FoldResult
 
 _DEFAULT_MODEL = "attention-deeplab-r50"
+_AUTO = "auto"
+
+
+def _check_batch_size(value: str | None) -> str | None:
+    if value is None or value == _AUTO or (value.isdecimal() and int(value) >= 2):  # noqa: PLR2004 - as recipes have it
+        return value
+    msg = f"{value!r} is neither {_AUTO} nor a number from 2 on"
+    raise typer.BadParameter(msg)
 
 
 def train(
@@ -43,12 +70,19 @@ def train(
             metavar="FILE", help="Checkpoint to start from (fine-tuning). (default: from chance)", show_default=False
         ),
     ] = None,
-    recipe: Annotated[str, typer.Option(metavar="NAME|FILE", help="paper, demo, or a TOML file.")] = "paper",
+    recipe: Annotated[str, typer.Option(metavar="NAME|FILE", help="paper, modern, demo, or a TOML file.")] = "paper",
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Epochs. (default: the recipe's)", show_default=False)
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=2, help="Samples a batch. (default: the recipe's)", show_default=False)
+        str | None,
+        typer.Option(
+            metavar="N|auto",
+            callback=_check_batch_size,
+            help="Samples a batch, those of all processes together; auto takes the most that fit into memory. "
+            "(default: the recipe's)",
+            show_default=False,
+        ),
     ] = None,
     max_minutes: Annotated[
         float | None,
@@ -70,13 +104,16 @@ def train(
             show_default=False,
         ),
     ] = None,
-    run: Annotated[
+    run_name: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Name of the run. (default: DATASET-MODEL-RECIPE)", show_default=False),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume/--restart", help="Go on from where it was stopped, or begin again.")
     ] = True,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write TensorBoard events too; needs the extra `track`.")
+    ] = False,
     workspace: WorkspaceOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -87,65 +124,131 @@ def train(
 
     Example: kitsattn train --fold 0 --model attention-deeplab-r18
     """
+    from kitsattn.cli.live import training_display
     from kitsattn.kernels.precision import choose_device, choose_precision
     from kitsattn.preprocess.store import open_dataset
-    from kitsattn.train.fold import FoldJob, OutOfTimeError, default_workers
-    from kitsattn.train.folds import read_or_make_splits
+    from kitsattn.train.fit import choose_batch_size
+    from kitsattn.train.job import FoldJob, default_workers
+    from kitsattn.train.ranks import join_ranks
     from kitsattn.train.recipe import find_recipe
-    from kitsattn.train.run import cross_validated, describe_scores, train_run
+    from kitsattn.train.run import train_run
+    from kitsattn.train.tensorboard import EventWriter
+    from kitsattn.train.watch import OutOfTimeError
 
+    events = EventWriter() if tensorboard else None
     places = Workspace.choose(workspace)
     prepared = open_dataset(places.preprocessed_dataset(dataset))
     recipe_name, settings = find_recipe(recipe)
-    settings = replace(settings, epochs=epochs or settings.epochs, batch_size=batch_size or settings.batch_size)
-    splits = read_or_make_splits(prepared.folder, prepared.cases)
-    folder = places.runs / (run or f"{prepared.name}-{model}-{recipe_name}")
-    say(f"data set: {prepared.folder} ({len(prepared.cases)} cases); run: {folder}")
-    chosen = choose_device(device.value)
-    jobs = [
-        FoldJob(
-            dataset=prepared,
-            split=splits[number],
-            fold=number,
-            folds=len(splits),
-            model=model,
-            config=_model_config(model, model_settings, classes=len(prepared.labels)),
-            recipe_name=recipe_name,
-            recipe=settings,
-            seed=seed,
-            device=chosen,
-            precision=choose_precision(precision.value, chosen),
-            workers=default_workers(chosen) if workers is None else workers,
-            folder=folder / f"fold_{number}",
-            encoder_weights=encoder_weights,
-            initial_weights=init,
-        )
-        for number in _folds(fold, len(splits))
-    ]
-    with log_file(folder / "train.log"), progress_bars() as progress:
-        try:
-            results = train_run(
-                jobs,
-                resume=resume,
-                save_every_minutes=save_every_minutes,
-                max_minutes=max_minutes,
-                progress=progress,
+    settings = replace(
+        settings,
+        epochs=epochs or settings.epochs,
+        batch_size=settings.batch_size if batch_size is None or batch_size == _AUTO else int(batch_size),
+    )
+    folder = places.runs / (run_name or f"{prepared.name}-{model}-{recipe_name}")
+    with join_ranks(choose_device(device.value)) as ranks:
+        if not ranks.leads:
+            configure_logging(verbose=False, quiet=True)
+        splits = _read_splits(prepared, ranks)
+        say(f"data set: {prepared.folder} ({len(prepared.cases)} cases); run: {folder}")
+        jobs = [
+            FoldJob(
+                dataset=prepared,
+                split=splits[number],
+                fold=number,
+                folds=len(splits),
+                model=model,
+                config=_model_config(model, model_settings, classes=len(prepared.labels)),
+                recipe_name=recipe_name,
+                recipe=settings,
+                seed=seed,
+                device=ranks.device,
+                precision=choose_precision(precision.value, ranks.device),
+                workers=default_workers(ranks.device, ranks) if workers is None else workers,
+                folder=folder / f"fold_{number}",
+                encoder_weights=encoder_weights,
+                initial_weights=init,
+                ranks=ranks,
             )
-        except OutOfTimeError as error:
-            if json:
-                print_json({"run": str(folder), "finished": False})
-            else:
-                print_result(f"{error}: saved, the same command goes on")
+            for number in _folds(fold, len(splits))
+        ]
+        with log_file(folder / "train.log") if ranks.leads else nullcontext():
+            if batch_size == _AUTO:
+                chosen = replace(settings, batch_size=choose_batch_size(jobs[0], go_on=resume))
+                jobs = [replace(job, recipe=chosen) for job in jobs]
+            late = ""
+            with training_display(jobs) as (progress, show_epoch), events or nullcontext():
+
+                def end_epoch(job: FoldJob, record: "EpochRecord") -> None:
+                    show_epoch(job, record)
+                    if events is not None:
+                        events.write(job, record)
+
+                try:
+                    results = train_run(
+                        jobs,
+                        go_on=resume,
+                        save_every_minutes=save_every_minutes,
+                        max_minutes=max_minutes,
+                        progress=progress,
+                        epoch_end=end_epoch,
+                    )
+                except OutOfTimeError as error:
+                    results, late = [], str(error)
+        if not ranks.leads:
             return
+        if late and json:
+            print_json({"run": str(folder), "finished": False})
+        elif late:
+            print_result(f"{late}: saved, the same command goes on")
+        else:
+            _report(folder, jobs, results, workspace=workspace, json=json)
+
+
+def _report(
+    folder: Path, jobs: "Sequence[FoldJob]", results: "Sequence[FoldResult]", *, workspace: Path | None, json: bool
+) -> None:
+    """Print how the folds scored; where there are several, together too, and leave a report of it."""
+    from kitsattn.train.run import cross_validated, describe_scores, report_cross_validation
+
     scores = cross_validated(results)
+    report = report_cross_validation(folder, jobs, results) if len(results) > 1 else results[0].report
     if json:
         checkpoints = {str(result.fold): str(result.checkpoint) for result in results}
         print_json({"run": str(folder), "finished": True, "checkpoints": checkpoints, **scores.to_json()})
         return
-    for result in results:
-        print_result(f"fold {result.fold}: {describe_scores(result.scores)}; {result.checkpoint}; {result.report}")
-    print_result(f"mean Dice over {len(scores.cases)} held-out cases: {describe_scores(scores)}")
+    if len(results) > 1:
+        print_result(_fold_table(results, scores))
+    else:
+        held_out = plural(len(scores.cases), "held-out case")
+        print_result(f"fold {results[0].fold}: mean Dice over {held_out}: {describe_scores(scores)}")
+    print_result(f"checkpoint: {', '.join(str(result.checkpoint) for result in results)}")
+    print_result(f"report: {report}")
     say(f"next: {command_line('predict', 'in.nii.gz', 'out.nii.gz', workspace=workspace)}")
+
+
+def _fold_table(results: "Sequence[FoldResult]", scores: "Scores") -> "Table":
+    """Return a row for each fold and one for the cohort of all."""
+    from rich.table import Table
+
+    regions = list(scores.mean)
+    table = Table("fold", "cases", *(region.replace("_", " ") for region in regions), title="Mean Dice, held-out cases")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for result in results:
+        dice = (f"{result.scores.mean[region]['dice']:.4f}" for region in regions)
+        table.add_row(str(result.fold), str(len(result.scores.cases)), *dice)
+    table.add_section()
+    table.add_row("all", str(len(scores.cases)), *(f"{scores.mean[region]['dice']:.4f}" for region in regions))
+    return table
+
+
+def _read_splits(dataset: "PreparedDataset", ranks: "Ranks") -> "list[Split]":
+    """Return the folds; the first process writes them, if they are not there."""
+    from kitsattn.train.folds import read_or_make_splits
+
+    splits = read_or_make_splits(dataset.folder, dataset.cases) if ranks.leads else []
+    ranks.meet()
+    return splits or read_or_make_splits(dataset.folder, dataset.cases)
 
 
 def _folds(fold: str, count: int) -> list[int]:

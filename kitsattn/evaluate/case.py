@@ -1,7 +1,7 @@
 """Scores of one case: every evaluated region of a predicted label map against its reference."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from kitsattn.errors import KitsattnError
 from kitsattn.evaluate.overlap import count_overlap, dice
-from kitsattn.labels import KITS19_LABELS, KITS19_REGIONS, Region, check_labels
+from kitsattn.labels import BACKGROUND, CYST, KITS19, ScoringProtocol, check_labels
 from kitsattn.volume.formats import read_labels
 from kitsattn.volume.geometry import Geometry
 
@@ -31,27 +31,30 @@ class CaseScores:
     regions: Mapping[str, Mapping[str, float]]
 
 
-def score_case(case_id: str, prediction: Path | None, reference: Path) -> CaseScores:
-    """Read two label maps and score the KiTS19 regions.
+def score_case(
+    case_id: str, prediction: Path | None, reference: Path, *, protocol: ScoringProtocol = KITS19
+) -> CaseScores:
+    """Read two label maps and score the regions of a protocol.
 
     Args:
         case_id: The name of the case in the scores.
         prediction: The predicted label map, in any orientation of the reference's grid. None stands for a
-            prediction that is missing, and counts as all background, as in KiTS19. Values other than 0, 1 and 2
-            count as background too, as the KiTS19 rules have it, and are logged.
-        reference: The reference label map, with no values other than 0, 1 and 2.
+            prediction that is missing, and counts as all background, as in KiTS19. Values that the protocol does not
+            know count as background too, as the KiTS19 rules have it, and are logged.
+        reference: The reference label map, with no values that the protocol does not know.
+        protocol: Which labels there are, and what to score.
 
     Returns:
         Dice of each region.
 
     Raises:
         KitsattnError: If a file cannot be read, if the two lie on different grids, or if the reference holds
-            labels that KiTS19 does not define.
+            labels that the protocol does not know.
     """
     truth = read_labels(reference)
-    check_labels(_values(truth.array), KITS19_LABELS, str(reference))
+    _check_reference(_values(truth.array), protocol, reference)
     if prediction is None:
-        return score_labels(case_id, np.zeros_like(truth.array), truth.array)
+        return score_labels(case_id, np.zeros_like(truth.array), truth.array, protocol=protocol)
     predicted = read_labels(prediction)
     difference = predicted.geometry.difference(truth.geometry)
     if difference is not None:
@@ -60,17 +63,21 @@ def score_case(case_id: str, prediction: Path | None, reference: Path) -> CaseSc
             f" ({_describe(truth.geometry)}): {difference}; predict from the scan that the reference was drawn on"
         )
         raise KitsattnError(msg)
-    unknown = _values(predicted.array) - set(KITS19_LABELS.values())
+    unknown = _values(predicted.array) - set(protocol.labels.values())
     if unknown:
-        _log.warning("%s holds the labels %s, which KiTS19 counts as background", prediction, sorted(unknown))
-    return score_labels(case_id, predicted.array, truth.array)
+        known = ", ".join(f"{value} {name}" for name, value in protocol.labels.items() if value != BACKGROUND)
+        _log.warning(
+            "%s holds the labels %s, which count as background: scored are %s", prediction, sorted(unknown), known
+        )
+    return score_labels(case_id, predicted.array, truth.array, protocol=protocol)
 
 
 def score_labels(
     case_id: str,
     prediction: NDArray[np.integer[Any]],
     reference: NDArray[np.integer[Any]],
-    regions: Sequence[Region] = KITS19_REGIONS,
+    *,
+    protocol: ScoringProtocol = KITS19,
 ) -> CaseScores:
     """Score two label maps that lie on the same grid.
 
@@ -78,13 +85,20 @@ def score_labels(
         case_id: The name of the case in the scores.
         prediction: Label values, (z, y, x).
         reference: Label values, (z, y, x).
-        regions: What to score.
+        protocol: Names the regions to score.
 
     Returns:
         Dice of each region.
     """
-    scores = {region.key: {"dice": dice(count_overlap(prediction, reference, region))} for region in regions}
+    scores = {region.key: {"dice": dice(count_overlap(prediction, reference, region))} for region in protocol.regions}
     return CaseScores(case_id, scores)
+
+
+def _check_reference(found: set[int], protocol: ScoringProtocol, path: Path) -> None:
+    if protocol == KITS19 and found - set(protocol.labels.values()) == {CYST}:
+        msg = f"{path} holds the label 3, which KiTS19 does not have and KiTS23 calls cyst: add --protocol kits23"
+        raise KitsattnError(msg)
+    check_labels(found, protocol.labels, str(path))
 
 
 def _values(labels: NDArray[np.integer[Any]]) -> set[int]:

@@ -1,6 +1,6 @@
 """What a cohort's scores leave behind: summary.json, and a one-page HTML report with pictures."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kitsattn.evaluate.case import CaseScores
@@ -8,13 +8,8 @@ from kitsattn.evaluate.overlap import EMPTY_RULE
 from kitsattn.evaluate.run import Scores
 from kitsattn.figures.page import Gallery, Page, Picture, Table, write_page
 from kitsattn.files import write_json
-from kitsattn.labels import KITS19_REGIONS
+from kitsattn.labels import BACKGROUND, Region, ScoringProtocol
 from kitsattn.notices import RESEARCH_NOTICE, SYNTHETIC_SCORES_NOTICE
-
-_REGION_NOTE = (
-    "Dice coefficient by the KiTS19 protocol. Kidney and tumour: labels 1 and 2 as one region. Tumour: label 2."
-    " Mean: over the cases. Composite: the mean of the two mean values."
-)
 
 
 def write_summary(path: Path, scores: Scores, *, provenance: Mapping[str, str]) -> None:
@@ -60,7 +55,7 @@ def write_report(
     if scores.missing:
         warnings.append(f"No prediction was found for {', '.join(scores.missing)}: scored as all background.")
     by_id = {case.case: case for case in scores.cases}
-    pictures = tuple(_picture(by_id[case], image) for case, image in images.items())
+    pictures = tuple(_picture(by_id[case], scores.protocol, image) for case, image in images.items())
     write_page(
         path,
         Page(
@@ -74,8 +69,8 @@ def write_report(
 
 
 def _score_table(scores: Scores) -> Table:
-    keys = [region.key for region in KITS19_REGIONS]
-    notes = [_REGION_NOTE, EMPTY_RULE]
+    keys = [region.key for region in scores.protocol.regions]
+    notes = [_describe_protocol(scores.protocol), EMPTY_RULE]
     if scores.surplus:
         notes.append(f"Left out, having no reference: {', '.join(scores.surplus)}.")
     return Table(
@@ -88,13 +83,31 @@ def _score_table(scores: Scores) -> Table:
     )
 
 
-def _picture(scored: CaseScores, image: Path) -> Picture:
+def _describe_protocol(protocol: ScoringProtocol) -> str:
+    regions = " ".join(f"{_name(region.key)}: {_describe_labels(region, protocol)}." for region in protocol.regions)
+    return (
+        f"Dice coefficient ({protocol.title}). {regions}"
+        " Mean: over the cases. Composite: the mean of the regions' mean values."
+    )
+
+
+def _describe_labels(region: Region, protocol: ScoringProtocol) -> str:
+    members = [f"{value} ({name})" for name, value in protocol.labels.items() if value in region.labels]
+    return f"label {members[0]}" if len(members) == 1 else f"labels {_enumerate(members)} as one region"
+
+
+def _picture(scored: CaseScores, protocol: ScoringProtocol, image: Path) -> Picture:
     dice = ", ".join(f"{_name(key).lower()} {metrics['dice']:.3f}" for key, metrics in scored.regions.items())
+    outlined = _enumerate([name for name, value in protocol.labels.items() if value != BACKGROUND])
     return Picture(
         image=image,
         caption=f"{scored.case}. Dice: {dice}.",
-        description=f"CT slices of {scored.case} with the outlines of kidney and tumour, predicted and reference.",
+        description=f"CT slices of {scored.case} with the outlines of {outlined}, predicted and reference.",
     )
+
+
+def _enumerate(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
 def _name(key: str) -> str:

@@ -3,17 +3,18 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from kitsattn.datasets.dataset import read_description
+from kitsattn.datasets.kits import find_cases_folder, recognise_challenge
 from kitsattn.errors import KitsattnError
 from kitsattn.evaluate.case import CaseScores, score_case
 from kitsattn.evaluate.overlap import EMPTY_RULE
 from kitsattn.jobs import Progress, run_cases, silent
-from kitsattn.labels import KITS19_REGIONS
-
-PROTOCOL = "kits19"
+from kitsattn.labels import KITS19, KITS23, ScoringProtocol, protocol_of
 
 _SUFFIX = re.compile(r"\.(nii|nii\.gz|nrrd|mha)$", re.IGNORECASE)
 _LAYOUT = "case_00000.nii.gz, prediction_00000.nii.gz or case_00000/segmentation.nii.gz"
@@ -54,15 +55,17 @@ class MatchedCases:
 
 @dataclass(frozen=True)
 class Scores:
-    """The scores of a cohort under the KiTS19 protocol.
+    """The scores of a cohort.
 
     Attributes:
-        cases: The scores of each case.
+        cases: The scores of each case; at least one.
+        protocol: By which they were scored.
         missing: Ids of the cases that had no prediction, scored as all background.
         surplus: Ids of predictions that had no reference, not scored.
     """
 
     cases: tuple[CaseScores, ...]
+    protocol: ScoringProtocol
     missing: tuple[str, ...] = ()
     surplus: tuple[str, ...] = ()
 
@@ -71,7 +74,7 @@ class Scores:
         """Region key to metric name to the mean over the cases."""
         return {
             region.key: {"dice": fmean(case.regions[region.key]["dice"] for case in self.cases)}
-            for region in KITS19_REGIONS
+            for region in self.protocol.regions
         }
 
     @property
@@ -82,7 +85,7 @@ class Scores:
     def to_json(self) -> dict[str, Any]:
         """Return the scores as JSON-ready values, with the rule for empty regions."""
         return {
-            "protocol": PROTOCOL,
+            "protocol": self.protocol.key,
             "cases": [{"case": case.case, **case.regions} for case in self.cases],
             "mean": self.mean,
             "composite": self.composite,
@@ -132,11 +135,34 @@ def match_cases(predictions: Path, references: Path) -> MatchedCases:
     return MatchedCases(pairs, tuple(sorted(predicted.keys() - truth.keys())))
 
 
-def evaluate_dice(matched: MatchedCases, *, workers: int = 1, progress: Progress = silent) -> Scores:
-    """Score the Dice coefficient of the KiTS19 regions in every case.
+def choose_protocol(references: Path) -> ScoringProtocol:
+    """Return how reference label maps are scored, by what lies around them; no label map is opened.
+
+    The labels that the nearest `kitsattn-dataset.json` at or above them names decide. Where none does, case folders
+    with the marks of KiTS21 or KiTS23 are scored as KiTS23, and all else as KiTS19.
+
+    Args:
+        references: A label map, or a folder of them.
+
+    Raises:
+        KitsattnError: If that `kitsattn-dataset.json` cannot be read or is wrong.
+    """
+    place = references.absolute()
+    labels = read_description(place, *place.parents).labels
+    if labels is not None:
+        return protocol_of(labels)
+    cases_folder = find_cases_folder(place)
+    return KITS19 if cases_folder is None or recognise_challenge(cases_folder) == "kits19" else KITS23
+
+
+def evaluate_dice(
+    matched: MatchedCases, *, protocol: ScoringProtocol = KITS19, workers: int = 1, progress: Progress = silent
+) -> Scores:
+    """Score the Dice coefficient of a protocol's regions in every case.
 
     Args:
         matched: What to score, from `match_cases`; at least one pair.
+        protocol: Which labels there are, and what to score.
         workers: Number of processes; 1 scores in this one.
         progress: Called after each case.
 
@@ -144,14 +170,16 @@ def evaluate_dice(matched: MatchedCases, *, workers: int = 1, progress: Progress
         The scores, cases in the order of the pairs.
 
     Raises:
-        KitsattnError: If a label map cannot be read, or lies on another grid than its reference.
+        KitsattnError: If a label map cannot be read, or lies on another grid than its reference, or if a reference
+            holds labels that the protocol does not know.
     """
-    cases = run_cases(_score_pair, matched.pairs, workers=workers, label="evaluate", progress=progress)
-    return Scores(tuple(cases), matched.missing, matched.surplus)
+    work = partial(_score_pair, protocol=protocol)
+    cases = run_cases(work, matched.pairs, workers=workers, label="evaluate", progress=progress)
+    return Scores(tuple(cases), protocol, matched.missing, matched.surplus)
 
 
-def _score_pair(pair: CasePair) -> CaseScores:
-    return score_case(pair.case, pair.prediction, pair.reference)
+def _score_pair(pair: CasePair, protocol: ScoringProtocol) -> CaseScores:
+    return score_case(pair.case, pair.prediction, pair.reference, protocol=protocol)
 
 
 def _find_label_maps(folder: Path) -> dict[str, Path]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from kitsattn.config import from_json
 from kitsattn.errors import KitsattnError
 from kitsattn.figures.progress import plot_progress
 from kitsattn.files import write_text
@@ -57,23 +58,40 @@ def append_record(path: Path, record: EpochRecord) -> None:
         raise KitsattnError(msg) from error
 
 
+def read_journal(path: Path) -> list[EpochRecord]:
+    """Return the epochs of a journal.
+
+    Raises:
+        KitsattnError: If it is missing, or a line of it is not an epoch.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return [from_json(EpochRecord, json.loads(line), f"{path}:{n}") for n, line in enumerate(lines, 1)]
+    except (OSError, ValueError) as error:
+        msg = f"{path} cannot be read: {error}"
+        raise KitsattnError(msg) from error
+
+
 def draw_journal(journal: Path, picture: Path, title: str) -> None:
     """Draw the curves of a journal.
 
     Raises:
-        KitsattnError: If the picture cannot be written.
+        KitsattnError: If the journal cannot be read, or the picture not be written.
     """
-    lines = [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()]
+    records = read_journal(journal)
     dice: dict[str, list[float]] = {}
-    for line in lines:
-        for region, value in line["validation_dice"].items():
+    for record in records:
+        for region, value in record.validation_dice.items():
             dice.setdefault(region.replace("_", " "), []).append(value)
     plot_progress(
         picture,
         title=title,
-        losses={name: [line[f"{name}_loss"] for line in lines] for name in ("training", "validation")},
-        dice={**dice, "moving average": [line["moving_dice"] for line in lines]},
-        learning_rates=[line["learning_rate"] for line in lines],
+        losses={
+            "training": [record.training_loss for record in records],
+            "validation": [record.validation_loss for record in records],
+        },
+        dice={**dice, "moving average": [record.moving_dice for record in records]},
+        learning_rates=[record.learning_rate for record in records],
     )
 
 

@@ -1,34 +1,61 @@
 """Cross-entropy plus soft Dice, as nnU-Net's 2D configuration has them."""
 
+from collections.abc import Sequence
+
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.nn.functional import cross_entropy, one_hot
+
+from kitsattn.kernels.groups import sum_over_group
+from kitsattn.labels import Region
 
 _SMOOTH = 1e-5
 
 
-def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return cross-entropy minus the mean soft Dice of the foreground classes.
+def segmentation_loss(
+    logits: Tensor,
+    labels: Tensor,
+    regions: Sequence[Region] = (),
+    group: "distributed.ProcessGroup | None" = None,
+) -> Tensor:
+    """Return cross-entropy minus the mean soft Dice of the foreground classes, or of regions.
 
-    The Dice of a class is taken over the whole batch at once (nnU-Net's batch Dice), so that a slice without the
-    class does not count as a failure.
+    The Dice is taken over the whole batch at once (nnU-Net's batch Dice), so that a slice without the class does not
+    count as a failure. Over several processes it is that of all their samples; the mean of their losses, and of their
+    gradients, is then that of one process with the whole batch.
 
     Args:
         logits: (batch, classes, height, width).
         labels: (batch, height, width), int64.
+        regions: What the Dice is taken over, a region's probability being the sum over its labels; without any, the
+            foreground classes.
+        group: The processes that share the batch, as many samples each.
 
     Returns:
-        One fp32 value, in [-1, inf).
+        One value, fp32 at least, in [-1, inf).
     """
-    logits = logits.float()
-    return cross_entropy(logits, labels) - soft_dice(logits, labels)[1:].mean()
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return cross_entropy(logits, labels) - soft_dice(logits, labels, regions, group).mean()
 
 
-def soft_dice(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the soft Dice of every class over the batch, (classes,), in [0, 1]."""
+def soft_dice(
+    logits: Tensor,
+    labels: Tensor,
+    regions: Sequence[Region] = (),
+    group: "distributed.ProcessGroup | None" = None,
+) -> Tensor:
+    """Return the soft Dice of every foreground class, or of every region, over the batch: (classes,), in [0, 1]."""
     probabilities = torch.softmax(logits, dim=1)
-    target = one_hot(labels, logits.shape[1]).permute(0, 3, 1, 2)
+    target = one_hot(labels, logits.shape[1]).permute(0, 3, 1, 2).to(probabilities.dtype)
+    if regions:
+        probabilities, target = (
+            torch.stack([tensor[:, list(region.labels)].sum(1) for region in regions], dim=1)
+            for tensor in (probabilities, target)
+        )
+    else:
+        probabilities, target = probabilities[:, 1:], target[:, 1:]
     axes = (0, 2, 3)
-    intersection = (probabilities * target).sum(axes)
-    volume = probabilities.sum(axes) + target.sum(axes)
-    return (2 * intersection + _SMOOTH) / (volume + _SMOOTH)
+    counts = torch.stack([(probabilities * target).sum(axes), probabilities.sum(axes) + target.sum(axes)])
+    intersection, volume = sum_over_group(counts, group).unbind()
+    dice: Tensor = (2 * intersection + _SMOOTH) / (volume + _SMOOTH)
+    return dice

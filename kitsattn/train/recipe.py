@@ -9,6 +9,8 @@ from kitsattn.config import read_settings
 from kitsattn.errors import KitsattnError
 from kitsattn.words import suggest
 
+OptimizerName = Literal["adam", "adamw", "sgd"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -18,13 +20,23 @@ class Recipe:
         epochs: Most epochs; the plateau schedule may end earlier.
         batches_per_epoch: Training batches an epoch.
         validation_batches: Validation batches an epoch.
-        batch_size: Samples a batch.
+        batch_size: Samples a batch, those of all processes together.
         patch_size: Height and width of a patch in prepared pixels; None takes the plan's.
-        learning_rate: Initial learning rate of Adam.
-        weight_decay: L2 penalty, added to the gradient.
+        optimizer: `adam`; `adamw`, which lets weights decay by themselves instead of through the gradient, and leaves
+            biases and normalisations alone; `sgd` with Nesterov momentum.
+        momentum: Of `sgd`.
+        learning_rate: Initial learning rate, after the warm-up.
+        weight_decay: L2 penalty, added to the gradient; of `adamw` the decay of weights by one step at rate 1.
         gradient_clip: Largest norm of the gradient.
-        schedule: `plateau` (nnU-Net v1) or `polynomial` (to zero at the last epoch, exponent 0.9).
+        schedule: `plateau` (nnU-Net v1, by epochs) or `polynomial` (batch by batch to zero at the end, exponent 0.9).
+        warmup_share: Share of all batches over which a polynomial's learning rate rises from zero.
+        ema_decay: Share that is kept by each step of the exponential moving average of the weights, which is then what
+            is validated and shipped; None ships the weights themselves.
+        dice_over: What the soft Dice of the loss is taken over: `labels`, or the `regions` that are scored.
+        foreground_share: Share of a batch whose patch is centred on foreground.
         augment: Whether to augment.
+        elastic_probability: How often a sample is deformed elastically as well.
+        sync_batch_norm: Whether several processes normalise their samples as one batch.
     """
 
     epochs: int = 1000
@@ -32,11 +44,19 @@ class Recipe:
     validation_batches: int = 50
     batch_size: int = 8
     patch_size: tuple[int, int] | None = None
+    optimizer: OptimizerName = "adam"
+    momentum: float = 0.99
     learning_rate: float = 3e-4
     weight_decay: float = 3e-5
     gradient_clip: float = 12.0
     schedule: Literal["plateau", "polynomial"] = "plateau"
+    warmup_share: float = 0.0
+    ema_decay: float | None = None
+    dice_over: Literal["labels", "regions"] = "labels"
+    foreground_share: float = 1 / 3
     augment: bool = True
+    elastic_probability: float = 0.0
+    sync_batch_norm: bool = True
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -45,18 +65,25 @@ class Recipe:
             ValueError: If one of them makes no training.
         """
         for name in ("epochs", "batches_per_epoch", "validation_batches", "learning_rate", "gradient_clip"):
-            if not getattr(self, name) > 0:
-                msg = f"{name} must be positive, got {getattr(self, name)}"
-                raise ValueError(msg)
-        if self.batch_size < 2:  # noqa: PLR2004 - the ASPP's pooled branch needs two values a channel
-            msg = f"batch_size must be 2 or more, because the ASPP's image pooling is normalised, got {self.batch_size}"
-            raise ValueError(msg)
-        if self.weight_decay < 0:
-            msg = f"weight_decay must not be negative, got {self.weight_decay}"
-            raise ValueError(msg)
-        if self.patch_size is not None and min(self.patch_size) < 32:  # noqa: PLR2004 - two pixels at stride 16
-            msg = f"patch_size must be 32 or more, got {self.patch_size}"
-            raise ValueError(msg)
+            _demand(name, getattr(self, name), "positive", getattr(self, name) > 0)
+        _demand("weight_decay", self.weight_decay, "0 or more", self.weight_decay >= 0)
+        for name in ("momentum", "ema_decay"):
+            value = getattr(self, name)
+            _demand(name, value, "0 or more and below 1", value is None or 0 <= value < 1)
+        for name in ("foreground_share", "elastic_probability", "warmup_share"):
+            _demand(name, getattr(self, name), "from 0 to 1", 0 <= getattr(self, name) <= 1)
+        wanted = "2 or more, because the ASPP's image pooling is normalised"
+        _demand("batch_size", self.batch_size, wanted, self.batch_size >= 2)  # noqa: PLR2004
+        size = self.patch_size
+        _demand("patch_size", size, "32 or more", size is None or min(size) >= 32)  # noqa: PLR2004 - 2 at stride 16
+        without = self.schedule == "plateau"
+        _demand("warmup_share", self.warmup_share, "0 with a plateau", not without or not self.warmup_share)
+
+
+def _demand(name: str, value: object, wanted: str, holds: bool) -> None:  # noqa: FBT001
+    if not holds:
+        msg = f"{name} must be {wanted}, got {value}"
+        raise ValueError(msg)
 
 
 RECIPES: Mapping[str, Recipe] = {

@@ -18,8 +18,10 @@ from kitsattn.predict.infer import load_ensemble
 from kitsattn.predict.run import predict_file
 from kitsattn.preprocess.intensity import check_hu
 from kitsattn.preprocess.store import PreparedDataset
-from kitsattn.train.fold import VALIDATION, FoldJob, train_fold
+from kitsattn.train.fold import EpochEnd, ignore, train_fold
+from kitsattn.train.job import VALIDATION, FoldJob
 from kitsattn.volume.formats import read_labels, read_scan
+from kitsattn.words import plural
 
 SUMMARY = "summary.json"
 REPORT = "report.html"
@@ -51,22 +53,26 @@ class FoldResult:
 def train_run(
     jobs: Sequence[FoldJob],
     *,
-    resume: bool = True,
+    go_on: bool = True,
     save_every_minutes: float = 5.0,
     max_minutes: float | None = None,
     progress: Progress = silent,
+    epoch_end: EpochEnd = ignore,
 ) -> list[FoldResult]:
     """Train folds one after the other; predict and score the held-out cases of each as whole volumes.
 
+    Several processes share the cases that are predicted; the first one scores and reports.
+
     Args:
         jobs: The folds.
-        resume: Whether to go on from where an earlier call was stopped.
+        go_on: Whether to go on from where an earlier call was stopped.
         save_every_minutes: How much of an epoch is lost at most when the process is killed.
         max_minutes: How long the folds may be trained together; None trains to the end.
         progress: Called with the steps done of each part.
+        epoch_end: Called after each epoch.
 
     Returns:
-        One result a fold.
+        One result a fold; none in any but the first of several processes.
 
     Raises:
         KitsattnError: If a checkpoint does not fit, a scan is gone, or the disk is full.
@@ -76,26 +82,45 @@ def train_run(
     results = []
     for job in jobs:
         checkpoint = train_fold(
-            job, resume=resume, save_every_minutes=save_every_minutes, deadline=deadline, progress=progress
+            job,
+            go_on=go_on,
+            save_every_minutes=save_every_minutes,
+            deadline=deadline,
+            progress=progress,
+            epoch_end=epoch_end,
         )
-        results.append(validate_fold(job, checkpoint, progress=progress))
+        predict_held_out(job, checkpoint, progress=progress)
+        job.ranks.meet()
+        if job.ranks.leads:
+            results.append(score_held_out(job, checkpoint, progress=progress))
     return results
 
 
-def validate_fold(job: FoldJob, checkpoint: Path, *, progress: Progress = silent) -> FoldResult:
-    """Predict the held-out cases of a fold from their scans, score them, and write summary, pictures and report."""
+def predict_held_out(job: FoldJob, checkpoint: Path, *, progress: Progress = silent) -> None:
+    """Predict the held-out cases of a fold from their scans; what is newer than the checkpoint is kept.
+
+    Raises:
+        KitsattnError: If a scan or its label map is gone, or a file cannot be written.
+    """
     ensemble = load_ensemble([checkpoint], job.device, job.precision)
-    folder = job.folder / VALIDATION
-    pairs, images = [], {}
-    for case_id in job.split.held_out:
+    for case_id in job.ranks.share(job.split.held_out):
         source = job.dataset.sources[case_id]
         for path in (source.image, source.labels):
             if not path.exists():
                 msg = f"{path} is gone, and fold {job.fold} is scored on it: put it back and run the command again"
                 raise KitsattnError(msg)
-        target = folder / f"{case_id}.nii.gz"
+        target = job.folder / VALIDATION / f"{case_id}.nii.gz"
         if not _is_newer(target, checkpoint):
             predict_file(ensemble, source.image, target, overwrite=True, progress=progress)
+
+
+def score_held_out(job: FoldJob, checkpoint: Path, *, progress: Progress = silent) -> FoldResult:
+    """Score the predicted cases of a fold, and write summary, pictures and report."""
+    folder = job.folder / VALIDATION
+    pairs, images = [], {}
+    for case_id in job.split.held_out:
+        source = job.dataset.sources[case_id]
+        target = folder / f"{case_id}.nii.gz"
         pairs.append(CasePair(case_id, target, source.labels))
         images[case_id] = folder / f"{case_id}.png"
         overlay_sheet(
@@ -106,17 +131,16 @@ def validate_fold(job: FoldJob, checkpoint: Path, *, progress: Progress = silent
             title=f"{job.dataset.name} {case_id}, held out of fold {job.fold}",
             note=("SYNTHETIC phantom. " if job.dataset.synthetic else "") + RESEARCH_NOTICE,
         )
-    scores = evaluate_dice(MatchedCases(tuple(pairs)), progress=progress)
+    scores = evaluate_dice(MatchedCases(tuple(pairs)), protocol=job.protocol, progress=progress)
     provenance = provenance_rows(job.dataset, checkpoint)
     write_summary(folder / SUMMARY, scores, provenance=provenance)
-    worst = sorted(scores.cases, key=lambda case: fmean(metrics["dice"] for metrics in case.regions.values()))
     write_report(
         job.folder / REPORT,
         scores,
         title=f"{job.dataset.name}: held-out cases of fold {job.fold}",
         provenance=provenance,
         synthetic=job.dataset.synthetic,
-        images={case.case: images[case.case] for case in worst[:PICTURES]},
+        images={case: images[case] for case in _worst_cases(scores)},
     )
     _log.info("fold %d: held-out Dice %s", job.fold, describe_scores(scores))
     return FoldResult(job.fold, checkpoint, tuple(pairs), scores, job.folder / REPORT)
@@ -129,7 +153,46 @@ def _is_newer(target: Path, checkpoint: Path) -> bool:
 
 def cross_validated(results: Sequence[FoldResult]) -> Scores:
     """Return the scores of all folds' held-out cases as one cohort."""
-    return Scores(tuple(case for result in results for case in result.scores.cases))
+    cases = tuple(case for result in results for case in result.scores.cases)
+    return Scores(cases, results[0].scores.protocol)
+
+
+def report_cross_validation(folder: Path, jobs: Sequence[FoldJob], results: Sequence[FoldResult]) -> Path:
+    """Write summary and report of all folds' held-out cases together, and return the report.
+
+    Args:
+        folder: Of the run.
+        jobs: The folds.
+        results: What they left behind, in the same order.
+    """
+    dataset, scores = jobs[0].dataset, cross_validated(results)
+    images = {
+        case.case: result.checkpoint.parent / VALIDATION / f"{case.case}.png"
+        for result in results
+        for case in result.scores.cases
+    }
+    provenance = {
+        **provenance_rows(dataset, results[0].checkpoint),
+        "fold": f"{', '.join(str(result.fold) for result in results)} of {jobs[0].folds}",
+        "checkpoint": ", ".join(str(result.checkpoint) for result in results),
+        **{f"fold {result.fold}": describe_scores(result.scores) for result in results},
+    }
+    write_summary(folder / SUMMARY, scores, provenance=provenance)
+    write_report(
+        folder / REPORT,
+        scores,
+        title=f"{dataset.name}: cross-validation over {plural(len(results), 'fold')}",
+        provenance=provenance,
+        synthetic=dataset.synthetic,
+        images={case: images[case] for case in _worst_cases(scores)},
+    )
+    return folder / REPORT
+
+
+def _worst_cases(scores: Scores) -> list[str]:
+    """Return the cases whose pictures go into a report: those with the lowest mean Dice."""
+    ranked = sorted(scores.cases, key=lambda case: fmean(metrics["dice"] for metrics in case.regions.values()))
+    return [case.case for case in ranked[:PICTURES]]
 
 
 def describe_scores(scores: Scores) -> str:

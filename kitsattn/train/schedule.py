@@ -1,4 +1,4 @@
-"""The learning rate over the epochs: nnU-Net v1's plateau rule, or polynomial decay."""
+"""The learning rate over a training: nnU-Net v1's plateau rule, or polynomial decay."""
 
 from typing import Any, Protocol
 
@@ -18,7 +18,10 @@ _POWER = 0.9
 class Schedule(Protocol):
     """What the loop asks of a schedule."""
 
-    def step(self, training_loss: float) -> bool:
+    def before_batch(self, done: int) -> None:
+        """Set the learning rate of the batch that comes after `done` batches."""
+
+    def after_epoch(self, training_loss: float) -> bool:
         """Set the next epoch's learning rate; return whether training is over."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -43,8 +46,11 @@ class Plateau:
         )
         self._loss: float | None = None
 
-    def step(self, training_loss: float) -> bool:
-        """See `Schedule.step`."""
+    def before_batch(self, done: int) -> None:
+        """See `Schedule.before_batch`."""
+
+    def after_epoch(self, training_loss: float) -> bool:
+        """See `Schedule.after_epoch`."""
         kept = training_loss if self._loss is None else self._loss
         self._loss = _LOSS_MEMORY * kept + (1 - _LOSS_MEMORY) * training_loss
         self._plateau.step(self._loss)
@@ -63,37 +69,38 @@ class Plateau:
 
 
 class Polynomial:
-    """The learning rate times (1 - epoch / epochs) ** 0.9.
+    """The learning rate times (1 - done / total batches) ** 0.9, after a linear warm-up.
 
-    By the formula rather than by PyTorch's scheduler, which goes from rate to rate and warns where a training that was
-    resumed for the validation alone has taken no step yet.
+    By the formula rather than by PyTorch's scheduler, which goes from rate to rate and would need a state.
     """
 
-    def __init__(self, optimizer: Optimizer, epochs: int) -> None:
-        """Watch an optimiser, whose rates are now those of the first epoch."""
+    def __init__(self, optimizer: Optimizer, recipe: Recipe) -> None:
+        """Watch an optimiser."""
         self._optimizer = optimizer
-        self._first = [float(group["lr"]) for group in optimizer.param_groups]
-        self._epochs = epochs
-        self._epoch = 0
+        self._recipe = recipe
 
-    def step(self, training_loss: float) -> bool:
-        """See `Schedule.step`."""
+    def before_batch(self, done: int) -> None:
+        """See `Schedule.before_batch`."""
+        recipe = self._recipe
+        total = recipe.epochs * recipe.batches_per_epoch
+        left = max(0.0, 1 - done / total)
+        warm = min(1.0, (done + 1) / (recipe.warmup_share * total + 1))
+        for group in self._optimizer.param_groups:
+            group["lr"] = recipe.learning_rate * warm * left**_POWER
+
+    def after_epoch(self, training_loss: float) -> bool:
+        """See `Schedule.after_epoch`."""
         del training_loss
-        self._epoch += 1
-        left = max(0.0, 1 - self._epoch / self._epochs)
-        for group, first in zip(self._optimizer.param_groups, self._first, strict=True):
-            group["lr"] = first * left**_POWER
         return False
 
     def state_dict(self) -> dict[str, Any]:
         """See `Schedule.state_dict`."""
-        return {"epoch": self._epoch}
+        return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `Schedule.load_state_dict`."""
-        self._epoch = state["epoch"]
 
 
 def build_schedule(recipe: Recipe, optimizer: Optimizer) -> Schedule:
     """Return the recipe's schedule."""
-    return Plateau(optimizer) if recipe.schedule == "plateau" else Polynomial(optimizer, recipe.epochs)
+    return Plateau(optimizer) if recipe.schedule == "plateau" else Polynomial(optimizer, recipe)

@@ -13,7 +13,6 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
 from typer.testing import CliRunner, Result
 
 from kitsattn.checkpoint.file import load_checkpoint, save_checkpoint
@@ -48,20 +47,12 @@ Process = Callable[..., subprocess.CompletedProcess[str]]
 Refused = Callable[..., list[Path]]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Let torch use one core: threads that wait for each other on a busy machine take longer than the work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(autouse=True)
 def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Run each test in an empty folder without a workspace, and leave the package's logging as it was."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(ENVIRONMENT_VARIABLE, raising=False)
+    monkeypatch.delenv("COLUMNS", raising=False)  # which pytest-xdist sets
     logger = logging.getLogger("kitsattn")
     before = logger.handlers, logger.level, logger.propagate
     yield
@@ -148,7 +139,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, kits_folder: Path, command: C
     shutil.copytree(kits_folder, raw)
     write_json(raw / "kitsattn-dataset.json", {**read_json(raw / "kitsattn-dataset.json"), "synthetic": False})
     options = write_settings(root, epochs=3, batches=40)
-    for arguments in (["preprocess", "--workers", "1"], ["train", *options, "--run", "first"]):
+    for arguments in (["preprocess", "--workers", "1"], ["train", *options, "--run-name", "first"]):
         result = command(*arguments, "--workspace", root)
         assert result.exit_code == 0, result.output
     return root

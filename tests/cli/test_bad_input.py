@@ -259,15 +259,25 @@ def test_a_bad_label_map_is_not_scored(refused: Refused, home: Path, name: str) 
 def test_unknown_labels_are_refused_in_a_reference_and_told_in_a_prediction(
     command: Command, refused: Refused, home: Path, tmp_path: Path, workers: str
 ) -> None:
-    """KiTS19 counts them as background in a prediction; a reference with them is none of KiTS19's."""
+    """They count as background in a prediction; a reference with them belongs to other data."""
     path = home / "raw" / "painted" / "case_00000" / "segmentation.nii.gz"
     bad = tmp_path / "bad.nii.gz"  # absolute: processes that an earlier test has started lie in another folder
     _unknown_labels(bad, *_voxels(path))
     words = ["evaluate", "dice", "--workers", workers]
     refused(*words, path, bad, names=bad, mend=BAD_LABELS["unknown labels"].mend[:30])
     result = command("-q", *words, bad, path, "--json")
-    assert result.stderr == f"warning: {bad} holds the labels [7], which KiTS19 counts as background\n"
+    told = "holds the labels [7], which count as background: scored are 1 kidney, 2 tumour"
+    assert result.stderr == f"warning: {bad} {told}\n"
     assert json.loads(result.stdout)["composite"] == 1
+
+
+@pytest.mark.parametrize("protocol", ["auto", "kits19"])
+def test_a_cyst_in_a_reference_names_the_protocol_to_add(refused: Refused, protocol: str) -> None:
+    """Nothing says that a label map is KiTS23's, until a cyst is met."""
+    name = "cyst.nii.gz"
+    _nifti(Path(name), np.full((2, 2, 2), 3, np.uint8), np.eye(4))
+    words = ["evaluate", "dice", name, name, "--protocol", protocol, "--workers", "1"]
+    assert refused(*words, names=name, mend="add --protocol kits23") == []
 
 
 def test_dicom_is_refused_with_the_way_out(refused: Refused, checkpoint: Path) -> None:
@@ -502,6 +512,7 @@ def test_a_plan_that_cannot_be_is_refused(
         ["train", "--batch-size", "1"],
         ["preprocess", "--fast"],
         ["evaluate", "beauty"],
+        ["evaluate", "dice", "--protocol", "kits20"],
         ["models", "describe"],
     ],
     ids=" ".join,
@@ -574,7 +585,7 @@ def test_a_full_disk_while_training(command: Command, process: Process, home: Pa
     """The checkpoints of the last finished epoch stay whole, and the same command then goes on."""
     place = Path("kitsattn-workspace")
     shutil.copytree(home / "preprocessed", place / "preprocessed")
-    words = ["-q", "train", *settings(epochs=1, batches=1), "--run", "full"]
+    words = ["-q", "train", *settings(epochs=1, batches=1), "--run-name", "full"]
     assert command(*words).exit_code == 0
     fold = place / "runs" / "full" / "fold_0"
     before = _checkpoints(fold)

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from typer.testing import Result
 import kitsattn
 from kitsattn.cli.app import app
 from kitsattn.files import read_json, write_json
+from kitsattn.labels import KITS23_LABELS
 from kitsattn.models import model_names
 from kitsattn.notices import RESEARCH_NOTICE, SYNTHETIC_MODEL_NOTICE
 
@@ -113,7 +115,7 @@ def test_all_folds_are_trained_predicted_with_and_scored(
 ) -> None:
     """`--fold all` holds out every case once; `predict` then averages the five, `evaluate` scores all six cases."""
     shutil.copytree(home / "preprocessed", tmp_path / "ws" / "preprocessed")
-    trained = command("train", "--fold", "all", *settings(), "--run", "five", "--workspace", "ws", "--json")
+    trained = command("train", "--fold", "all", *settings(), "--run-name", "five", "--workspace", "ws", "--json")
     assert trained.exit_code == 0
     content = json.loads(trained.stdout)
     run = Path("ws") / "runs" / "five"
@@ -121,6 +123,14 @@ def test_all_folds_are_trained_predicted_with_and_scored(
     assert (content["run"], content["checkpoints"]) == (str(run), folds)
     every = [f"case_0000{number}" for number in range(6)]
     assert sorted(case["case"] for case in content["cases"]) == every
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["mean"] == content["mean"]
+    assert "cross-validation over 5 folds" in (run / "report.html").read_text()
+    again = command("train", "--fold", "all", *settings(), "--run-name", "five", "--workspace", "ws")
+    rows = [line.split() for line in again.stdout.splitlines()]
+    cases = {row[1]: row[3] for row in rows if len(row) > 4 and row[1] in {"0", "1", "2", "3", "4", "all"}}
+    assert cases == {"0": "2", "1": "1", "2": "1", "3": "1", "4": "1", "all": "6"}
+    assert f"report: {run / 'report.html'}" in again.stdout
 
     scan = home / "raw" / "painted" / "case_00000" / "imaging.nii.gz"
     predicted = command("predict", scan, "out.nii.gz", "--workspace", "ws", "--device", "cpu", "--precision", "fp32")
@@ -407,6 +417,42 @@ def test_two_label_maps_are_scored(command: Command, home: Path) -> None:
     result = command("evaluate", "dice", labels, labels, "--json", "--workers", "1")
     assert (result.exit_code, result.stderr) == (0, "")
     assert json.loads(result.stdout)["composite"] == 1
+
+
+def test_label_maps_with_cysts_are_scored_in_three_regions(command: Command) -> None:
+    """`--protocol kits23`, or the data set's own description, scores kidney with masses, masses, and tumour."""
+    for folder, values in (("predictions", [2, 2, 3, 1, 0]), ("references", [1, 2, 2, 3, 3])):
+        Path(folder).mkdir()
+        _write(Path(folder) / "case_00001.nii.gz", np.array(values, np.uint8).reshape(5, 1, 1), np.diag([2, 2.5, 5, 1]))
+    words = ["evaluate", "dice", "predictions", "references", "--workers", "1"]
+    named = command(*words, "--protocol", "kits23", "--json")
+    assert (named.exit_code, named.stderr) == (0, "")
+    content = json.loads(named.stdout)
+    # Voxels predicted, true and both: 4, 5, 4 labelled; 3, 4, 2 in masses; 2, 2, 1 in tumours.
+    dice = {"kidney_and_masses": 8 / 9, "masses": 4 / 7, "tumour": 1 / 2}
+    expected = {region: {"dice": pytest.approx(value)} for region, value in dice.items()}
+    assert (content["protocol"], content["mean"]) == ("kits23", expected)
+    assert content["composite"] == pytest.approx(sum(dice.values()) / 3)
+
+    write_json(Path("references") / "kitsattn-dataset.json", {"labels": dict(KITS23_LABELS)})
+    assert json.loads(command(*words, "--json").stdout) == content
+    table = command(*words).stdout
+    assert all(word in table for word in ["Dice (KiTS23); composite 0.6534", *dice, "0.8889", "0.5714", "0.5000"])
+
+
+def test_a_run_is_scored_by_the_labels_it_was_trained_on(
+    command: Command, home: Path, tmp_path: Path, changed_checkpoint: Callable[..., Path]
+) -> None:
+    """Without paths the newest run's checkpoint says which regions there are, and --protocol overrules it."""
+    shutil.copytree(home, tmp_path / "ws")
+    changed_checkpoint(
+        tmp_path / "ws" / "runs" / "first" / "fold_0" / "best.safetensors",
+        lambda header: replace(header, labels=KITS23_LABELS),
+    )
+    words = ["evaluate", "dice", "--workspace", "ws", "--workers", "1", "--json"]
+    found = [json.loads(command(*words, *more).stdout) for more in ([], ["--protocol", "kits19"])]
+    assert [content["protocol"] for content in found] == ["kits23", "kits19"]
+    assert list(found[0]["mean"]) == ["kidney_and_masses", "masses", "tumour"]
 
 
 def test_a_missing_prediction_is_told_even_when_quiet(command: Command, home: Path) -> None:

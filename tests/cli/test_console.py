@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,11 +11,12 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
-from kitsattn.cli import console
+from kitsattn.cli import console, live
 from kitsattn.errors import KitsattnError
 
 Command = Callable[..., Result]
 Process = Callable[..., subprocess.CompletedProcess[str]]
+Settings = Callable[..., list[str]]
 
 ESCAPE = "\x1b"
 ERASE_LINE = re.compile(r"\x1b\[2K")
@@ -22,14 +24,14 @@ STYLE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 BAR = "━"
 
 IMPATIENT = """
-from kitsattn.cli import app, console
-console._PATIENCE_SECONDS = 0.0
+from kitsattn.cli import app, live
+live._PATIENCE_SECONDS = 0.0
 app.main()
 """
 WORK = """
 import sys, time
-from kitsattn.cli import console
-console._PATIENCE_SECONDS = float(sys.argv[1])
+from kitsattn.cli import console, live
+live._PATIENCE_SECONDS = float(sys.argv[1])
 console.configure_logging(verbose=False, quiet=False)
 with console.progress_bars() as progress:
     progress("work", 1, 3)
@@ -39,13 +41,32 @@ with console.progress_bars() as progress:
     progress("work", 3, 3)
 console.say("at the end")
 """
+TRAINING = """
+from kitsattn.cli import app, live
+live._PATIENCE_SECONDS = 0.0
+live._REFRESHES_PER_SECOND = 100.0
+app.main()
+"""
+LOST_TERMINAL = """
+import os, sys, time
+from kitsattn.cli import console, live
+live._PATIENCE_SECONDS = 0.0
+console.configure_logging(verbose=False, quiet=False)
+with live.TrainingDisplay([], live.Console(stderr=True)) as display:
+    display.draw("work", 1, 3)
+    os.write(1, b"drawing\\n")  # past the display, which would put it above its bars
+    sys.stdin.read()
+    time.sleep(0.5)
+    display.draw("work", 2, 3)
+print("at the end", flush=True)
+"""
 
 
-def _on_terminal(program: str, *arguments: str | Path) -> tuple[int, str, str]:
+def _on_terminal(program: str, *arguments: str | Path, **variables: str) -> tuple[int, str, str]:
     """Run Python with a terminal as its stderr; return exit code, stdout, and all that the terminal got."""
     pty = pytest.importorskip("pty")
     ours, theirs = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "OMP_NUM_THREADS": "1", **variables}
     with subprocess.Popen(
         [sys.executable, "-c", program, *map(str, arguments)],
         stdin=subprocess.DEVNULL,
@@ -107,9 +128,89 @@ def test_messages_stand_above_the_bar() -> None:
 
 def test_work_that_ends_soon_shows_no_bar() -> None:
     """A bar appears by itself once its work has lasted, not before."""
-    assert console._PATIENCE_SECONDS == 2
+    assert live._PATIENCE_SECONDS == 2
     assert BAR not in _on_terminal(WORK, "2")[2]
     assert BAR in _on_terminal(WORK, "0.2")[2]
+
+
+def test_a_training_shows_its_epochs_as_a_table_on_a_terminal(home: Path, settings: Settings) -> None:
+    """The rows stay when it ends; the sentences that say the same are in the log alone, messages are above."""
+    run = Path("kitsattn-workspace", "runs", "shown")
+    shutil.copytree(home / "preprocessed", Path("kitsattn-workspace", "preprocessed"))
+    code, stdout, terminal = _on_terminal(TRAINING, "train", *settings(epochs=3, batches=12), "--run-name", "shown")
+    assert code == 0, terminal
+    assert stdout.startswith("fold 0: mean Dice over 2 held-out cases: kidney_and_tumour ")
+    bars = [STYLE.sub("", piece) for piece in ERASE_LINE.split(terminal) if BAR in piece]
+    assert any(re.search(r"fold 0 .* \d+/36 +[-\d:]+ left", piece) for piece in bars)
+    assert any(re.search(r"predict case_\d+", piece) for piece in bars)
+    lines = [line.strip() for line in STYLE.sub("", ERASE_LINE.split(terminal)[-1]).splitlines()]
+    title = "painted | fold 0 | attention-deeplab-tiny | recipe recipe | cpu | fp32"
+    table = lines[lines.index(title) :]
+    assert [line.split()[0] for line in table if line[:1].isdigit()] == ["1", "2", "3"]
+    assert "epoch 1 of 3" not in terminal
+    assert "held-out Dice" in terminal
+    log = (run / "train.log").read_text(encoding="utf-8")
+    assert re.findall(r"fold 0: epoch (\d) of 3: loss", log) == ["1", "2", "3"]
+
+
+def test_a_resumed_training_shows_its_earlier_epochs(command: Command, home: Path, settings: Settings) -> None:
+    """Their rows come from the journal."""
+    shutil.copytree(home / "preprocessed", Path("kitsattn-workspace", "preprocessed"))
+    begun = command("train", *settings(epochs=2, batches=1), "--run-name", "shown")
+    assert begun.exit_code == 0, begun.stderr
+    code, _, terminal = _on_terminal(TRAINING, "train", *settings(epochs=3, batches=1), "--run-name", "shown")
+    assert code == 0, terminal
+    lines = [line.strip() for line in STYLE.sub("", ERASE_LINE.split(terminal)[-1]).splitlines()]
+    assert [line.split()[0] for line in lines if re.match(r"\d+ +-?\d", line)] == ["1", "2", "3"]
+
+
+def test_a_training_says_a_sentence_an_epoch_without_a_terminal(
+    process: Process, home: Path, settings: Settings
+) -> None:
+    """A pipe gets no table, and a dumb terminal neither."""
+    shutil.copytree(home / "preprocessed", Path("kitsattn-workspace", "preprocessed"))
+    run = process("train", *settings(epochs=2, batches=1), "--run-name", "told", program=TRAINING)
+    assert run.returncode == 0, run.stderr
+    assert re.findall(r"fold 0: epoch (\d) of 2: loss", run.stderr) == ["1", "2"]
+    assert ESCAPE not in run.stderr
+    _, _, dumb = _on_terminal(TRAINING, "train", *settings(epochs=2, batches=1), "--restart", TERM="dumb")
+    assert re.findall(r"fold 0: epoch (\d) of 2: loss", dumb) == ["1", "2"]
+    assert "images/s  " not in dumb
+
+
+def test_a_training_writes_events_for_tensorboard(command: Command, home: Path, settings: Settings) -> None:
+    """`--tensorboard` adds a folder to the fold's; without the package nothing begins."""
+    shutil.copytree(home / "preprocessed", Path("kitsattn-workspace", "preprocessed"))
+    arguments = ["train", *settings(), "--run-name", "tracked", "--tensorboard"]
+    with pytest.MonkeyPatch.context() as without:
+        without.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+        without.setitem(sys.modules, "tensorboard", None)
+        result = command(*arguments)
+    wanted = "error: --tensorboard needs the package tensorboard: pip install 'kitsattn[track]'\n"
+    assert (result.exit_code, result.stdout, result.stderr) == (1, "", wanted)
+    assert not Path("kitsattn-workspace", "runs").exists()
+    assert command(*arguments).exit_code == 0
+    assert len(list(Path("kitsattn-workspace", "runs", "tracked", "fold_0", "tensorboard").glob("events.*"))) == 1
+
+
+def test_a_terminal_that_is_closed_does_not_end_a_training() -> None:
+    """What would be drawn is drawn nowhere."""
+    pty = pytest.importorskip("pty")
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-c", LOST_TERMINAL],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm", "OMP_NUM_THREADS": "1"},
+        text=True,
+    ) as process:
+        os.close(theirs)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "drawing\n"
+        os.close(ours)
+        stdout, _ = process.communicate(timeout=30)
+    assert (process.returncode, stdout) == (0, "at the end\n")
 
 
 def test_verbose_says_more(command: Command, kits_folder: Path) -> None:

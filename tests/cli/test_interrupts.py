@@ -88,7 +88,7 @@ def test_a_training_is_interrupted_and_goes_on(
     place = Path("kitsattn-workspace")
     shutil.copytree(home / "preprocessed", place / "preprocessed")
     journal = place / "runs" / "stopped" / "fold_0" / "journal.jsonl"
-    arguments = ["train", *settings(epochs=10, batches=6), "--run", "stopped"]
+    arguments = ["train", *settings(epochs=10, batches=6), "--run-name", "stopped"]
 
     with_worker = [*arguments, "--workers", "1"]
     _interrupt(
@@ -117,7 +117,7 @@ def test_a_training_may_be_given_its_minutes(command: Command, home: Path, setti
     """It saves and stops, which is no mistake; the same command goes on."""
     place = Path("kitsattn-workspace")
     shutil.copytree(home / "preprocessed", place / "preprocessed")
-    arguments = ["train", *settings(epochs=1, batches=3), "--run", "short"]
+    arguments = ["train", *settings(epochs=1, batches=3), "--run-name", "short"]
     for batch in (1, 2):
         result = command(*arguments, "--max-minutes", "0", *(["--json"] if batch == 2 else []))
         assert result.exit_code == 0, result.stderr

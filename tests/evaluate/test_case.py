@@ -5,6 +5,7 @@ import pytest
 
 from kitsattn.errors import KitsattnError
 from kitsattn.evaluate.case import score_case, score_labels
+from kitsattn.labels import KITS23, protocol_of
 from kitsattn.volume.geometry import Geometry, Triple
 from kitsattn.volume.nifti import write_nifti
 from kitsattn.volume.volume import Volume
@@ -86,12 +87,54 @@ def test_prediction_of_another_shape_is_refused(tmp_path: Path, prediction: np.n
 def test_unknown_labels_in_the_reference_are_refused(
     tmp_path: Path, prediction: np.ndarray, reference: np.ndarray
 ) -> None:
-    """A reference with cysts is not a KiTS19 reference, and its scores would be wrong."""
+    """A reference with a value that the protocol does not know belongs to other data; its scores would be wrong."""
     predicted = write_labels(tmp_path / "prediction.nii.gz", prediction)
-    reference[3, 4, 5] = 3
+    reference[3, 4, 4:] = (3, 4)
+    truth = write_labels(tmp_path / "reference.nii.gz", reference)
 
-    with pytest.raises(KitsattnError, match=r"reference\.nii\.gz holds the unknown labels \[3\]"):
-        score_case("a", predicted, write_labels(tmp_path / "reference.nii.gz", reference))
+    with pytest.raises(KitsattnError, match=r"reference\.nii\.gz holds the unknown labels \[3, 4\]: .*, 2 tumour"):
+        score_case("a", predicted, truth)
+    with pytest.raises(KitsattnError, match=r"reference\.nii\.gz holds the unknown labels \[4\]: .*, 3 cyst$"):
+        score_case("a", predicted, truth, protocol=KITS23)
+
+
+def test_a_cyst_in_a_kits19_reference_names_the_other_protocol(tmp_path: Path, reference: np.ndarray) -> None:
+    """A reference with cysts is one of KiTS23's, and the error says how to score it."""
+    reference[3, 4, 5] = 3
+    truth = write_labels(tmp_path / "reference.nii.gz", reference)
+
+    with pytest.raises(KitsattnError, match=r"reference\.nii\.gz holds the label 3, .* add --protocol kits23$"):
+        score_case("a", None, truth)
+
+
+def test_cysts_worked_by_hand(tmp_path: Path) -> None:
+    """By KiTS23 a cyst is one of the masses and of the kidney's region; a cyst taken for a tumour is still a mass."""
+    reference = np.array([[[1, 1, 1, 1, 2, 2], [3, 3, 3, 0, 0, 0]]])
+    prediction = np.array([[[1, 1, 1, 2, 2, 0], [3, 3, 2, 3, 0, 0]]])
+
+    scores = score_case(
+        "a",
+        write_labels(tmp_path / "prediction.nii.gz", prediction),
+        write_labels(tmp_path / "reference.nii.gz", reference),
+        protocol=KITS23,
+    )
+
+    # Voxels predicted, true and both: 9, 9, 8 labelled; 6, 5, 4 in masses; 3, 2, 1 in tumours.
+    assert scores.regions == {
+        "kidney_and_masses": {"dice": pytest.approx(16 / 18)},
+        "masses": {"dice": pytest.approx(8 / 11)},
+        "tumour": {"dice": pytest.approx(2 / 5)},
+    }
+
+
+def test_labels_that_are_not_a_challenges_are_scored_one_by_one() -> None:
+    """Each label of another data set is a region, named after the label."""
+    reference = np.array([[[1, 1, 2, 0]]])
+    protocol = protocol_of({"background": 0, "liver": 1, "spleen": 2})
+
+    scores = score_labels("a", np.array([[[1, 2, 2, 0]]]), reference, protocol=protocol)
+
+    assert scores.regions == {"liver": {"dice": pytest.approx(2 / 3)}, "spleen": {"dice": pytest.approx(2 / 3)}}
 
 
 def test_unknown_labels_in_the_prediction_are_background(
@@ -105,7 +148,9 @@ def test_unknown_labels_in_the_prediction_are_background(
     scores = score_case("a", write_labels(tmp_path / "other.nii.gz", prediction), truth)
 
     assert scores == expected
-    assert "other.nii.gz holds the labels [3, 7], which KiTS19 counts as background" in caplog.text
+    assert (
+        "other.nii.gz holds the labels [3, 7], which count as background: scored are 1 kidney, 2 tumour" in caplog.text
+    )
 
 
 def test_real_label_map_scores_1_against_itself_in_another_orientation(tmp_path: Path, test_data: Path) -> None:

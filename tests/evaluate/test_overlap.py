@@ -5,7 +5,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from kitsattn.evaluate.overlap import Overlap, count_overlap, dice
-from kitsattn.labels import KIDNEY_AND_TUMOUR, KITS19_REGIONS, TUMOUR_ONLY, Region
+from kitsattn.labels import KITS19, Region
+
+KIDNEY_AND_TUMOUR, TUMOUR = KITS19.regions
 
 label_map_pairs = array_shapes(min_dims=3, max_dims=3, max_side=4).flatmap(
     lambda shape: st.tuples(*[arrays(np.uint8, shape, elements=st.integers(0, 2))] * 2)
@@ -18,7 +20,7 @@ def test_counts_worked_by_hand() -> None:
     reference = np.array([[[0, 1, 0]], [[1, 2, 2]]], dtype=np.uint8)
 
     assert count_overlap(prediction, reference, KIDNEY_AND_TUMOUR) == Overlap(predicted=4, reference=4, common=3)
-    assert count_overlap(prediction, reference, TUMOUR_ONLY) == Overlap(predicted=2, reference=2, common=1)
+    assert count_overlap(prediction, reference, TUMOUR) == Overlap(predicted=2, reference=2, common=1)
 
 
 def test_dice_worked_by_hand() -> None:
@@ -45,10 +47,10 @@ def test_values_outside_the_classes_are_background() -> None:
 def test_label_maps_of_other_shapes_are_refused() -> None:
     """Shapes that could be broadcast are refused all the same."""
     with pytest.raises(ValueError, match=r"\(1, 2, 2\) against a reference of shape \(2, 2, 2\)"):
-        count_overlap(np.zeros((1, 2, 2), np.uint8), np.zeros((2, 2, 2), np.uint8), TUMOUR_ONLY)
+        count_overlap(np.zeros((1, 2, 2), np.uint8), np.zeros((2, 2, 2), np.uint8), TUMOUR)
 
 
-@pytest.mark.parametrize("region", KITS19_REGIONS, ids=lambda region: region.key)
+@pytest.mark.parametrize("region", KITS19.regions, ids=lambda region: region.key)
 @given(pair=label_map_pairs)
 def test_dice_is_symmetric_and_between_0_and_1(region: Region, pair: tuple[np.ndarray, np.ndarray]) -> None:
     """Which of the two label maps is the prediction does not matter, and the score is a share."""
@@ -59,7 +61,7 @@ def test_dice_is_symmetric_and_between_0_and_1(region: Region, pair: tuple[np.nd
     assert 0.0 <= score <= 1.0
 
 
-@pytest.mark.parametrize("region", KITS19_REGIONS, ids=lambda region: region.key)
+@pytest.mark.parametrize("region", KITS19.regions, ids=lambda region: region.key)
 @given(pair=label_map_pairs)
 def test_a_perfect_prediction_scores_1(region: Region, pair: tuple[np.ndarray, np.ndarray]) -> None:
     """A label map against itself scores 1, whatever it holds."""
@@ -73,7 +75,7 @@ def test_kits19_definition(pair: tuple[np.ndarray, np.ndarray]) -> None:
     The formula is that of `starter_code/evaluation.py` in https://github.com/neheller/kits19.
     """
     prediction, reference = pair
-    for region, above in ((KIDNEY_AND_TUMOUR, 0), (TUMOUR_ONLY, 1)):
+    for region, above in ((KIDNEY_AND_TUMOUR, 0), (TUMOUR, 1)):
         total = np.sum(prediction > above) + np.sum(reference > above)
         if total:
             official = 2 * np.sum((prediction > above) & (reference > above)) / total
@@ -84,7 +86,7 @@ def test_dice_of_random_label_maps_equals_dice_of_voxel_sets() -> None:
     """Scores agree with an independent computation on Python sets of voxel indices."""
     generator = np.random.default_rng(7)
     prediction, reference = generator.choice(3, size=(2, 9, 13, 11), p=(0.7, 0.2, 0.1)).astype(np.uint8)
-    for region in KITS19_REGIONS:
+    for region in KITS19.regions:
         sets = [
             {index for index in np.ndindex(labels.shape) if labels[index] in region.labels}
             for labels in (prediction, reference)

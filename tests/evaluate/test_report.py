@@ -8,6 +8,7 @@ from kitsattn.evaluate.case import CaseScores
 from kitsattn.evaluate.overlap import EMPTY_RULE
 from kitsattn.evaluate.report import write_report, write_summary
 from kitsattn.evaluate.run import Scores
+from kitsattn.labels import KITS19, KITS23
 from kitsattn.notices import RESEARCH_NOTICE, SYNTHETIC_SCORES_NOTICE
 
 
@@ -18,7 +19,7 @@ def scores() -> Scores:
         CaseScores(case, {"kidney_and_tumour": {"dice": kidney}, "tumour": {"dice": tumour}})
         for case, kidney, tumour in (("case_00001", 0.75, 0.5), ("case_00002", 0.0, 1.0))
     )
-    return Scores(cases, missing=("case_00002",), surplus=("case_00009",))
+    return Scores(cases, KITS19, missing=("case_00002",), surplus=("case_00009",))
 
 
 def test_summary_holds_scores_and_provenance(tmp_path: Path, scores: Scores) -> None:
@@ -56,6 +57,8 @@ def test_report_says_what_the_numbers_are(
         ">0.750<",
         ">0.375<",
         "case_00001. Dice: kidney and tumour 0.750, tumour 0.500.",
+        "Dice coefficient (KiTS19). Kidney and tumour: labels 1 (kidney) and 2 (tumour) as one region. Tumour: label 2",
+        "with the outlines of kidney and tumour, predicted and reference.",
         "No prediction was found for case_00002: scored as all background.",
         "Left out, having no reference: case_00009.",
         "attention-deeplab-tiny",
@@ -66,3 +69,26 @@ def test_report_says_what_the_numbers_are(
     ):
         assert part in page
     assert (SYNTHETIC_SCORES_NOTICE in page) == synthetic
+
+
+def test_report_of_kits23_has_a_column_for_each_of_its_regions(tmp_path: Path) -> None:
+    """Table, note and pictures name the regions of the protocol, and the labels in each."""
+    image = tmp_path / "a.png"
+    image.write_bytes(b"\x89PNG and so on")
+    dice = {"kidney_and_masses": {"dice": 0.9}, "masses": {"dice": 0.8}, "tumour": {"dice": 0.4}}
+    scores = Scores((CaseScores("a", dice),), KITS23)
+
+    write_report(tmp_path / "report.html", scores, title="", provenance={}, synthetic=False, images={"a": image})
+
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    for part in (
+        "Scores of 1 case: composite 0.700",
+        "Kidney and masses, Dice",
+        "Masses, Dice",
+        "Tumour, Dice",
+        "Dice coefficient (KiTS23). Kidney and masses: labels 1 (kidney), 2 (tumour) and 3 (cyst) as one region.",
+        "Masses: labels 2 (tumour) and 3 (cyst) as one region. Tumour: label 2 (tumour).",
+        "a. Dice: kidney and masses 0.900, masses 0.800, tumour 0.400.",
+        "with the outlines of kidney, tumour and cyst, predicted and reference.",
+    ):
+        assert part in page

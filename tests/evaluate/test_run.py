@@ -6,7 +6,9 @@ import pytest
 from kitsattn.errors import KitsattnError
 from kitsattn.evaluate.case import CaseScores
 from kitsattn.evaluate.overlap import EMPTY_RULE
-from kitsattn.evaluate.run import CasePair, MatchedCases, Scores, evaluate_dice, match_cases
+from kitsattn.evaluate.run import CasePair, MatchedCases, Scores, choose_protocol, evaluate_dice, match_cases
+from kitsattn.files import write_json
+from kitsattn.labels import KITS19, KITS23, KITS23_LABELS, ScoringProtocol
 from kitsattn.volume.geometry import Geometry
 from kitsattn.volume.nifti import write_nifti
 from kitsattn.volume.volume import Volume
@@ -149,6 +151,86 @@ def test_cohort_worked_by_hand(tmp_path: Path, workers: int) -> None:
     assert reports == [("evaluate", 0, 2), ("evaluate", 1, 2), ("evaluate", 2, 2)]
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_cohort_with_cysts_worked_by_hand(tmp_path: Path, workers: int) -> None:
+    """KiTS23's three regions are averaged over the cases, and the composite is the mean of the three."""
+    predictions, references = tmp_path / "predictions", tmp_path / "references"
+    write_row(predictions / "a.nii.gz", 1, 1, 3, 3, 2, 0)
+    write_row(references / "a.nii.gz", 1, 3, 3, 2, 2, 0)
+    write_row(predictions / "b.nii.gz", 1, 1, 0, 3)
+    write_row(references / "b.nii.gz", 1, 1, 0, 0)
+    write_row(references / "c.nii.gz", 1, 3)
+
+    scores = evaluate_dice(match_cases(predictions, references), protocol=KITS23, workers=workers)
+
+    # a: 5 of 5 and 5 labelled; 3 of 3 and 4 masses; 1 of 1 and 2 tumours. b: 2 of 3 and 2; a mass of none; no tumour.
+    # c: nothing of 2 labelled and of 1 mass; no tumour.
+    assert scores.to_json() == {
+        "protocol": "kits23",
+        "cases": [
+            {
+                "case": "a",
+                "kidney_and_masses": {"dice": 1.0},
+                "masses": {"dice": pytest.approx(6 / 7)},
+                "tumour": {"dice": pytest.approx(2 / 3)},
+            },
+            {
+                "case": "b",
+                "kidney_and_masses": {"dice": pytest.approx(4 / 5)},
+                "masses": {"dice": 0.0},
+                "tumour": {"dice": 1.0},
+            },
+            {"case": "c", "kidney_and_masses": {"dice": 0.0}, "masses": {"dice": 0.0}, "tumour": {"dice": 1.0}},
+        ],
+        "mean": {
+            "kidney_and_masses": {"dice": pytest.approx(3 / 5)},
+            "masses": {"dice": pytest.approx(2 / 7)},
+            "tumour": {"dice": pytest.approx(8 / 9)},
+        },
+        "composite": pytest.approx((3 / 5 + 2 / 7 + 8 / 9) / 3),
+        "empty_rule": EMPTY_RULE,
+        "missing": ["c"],
+        "surplus": [],
+    }
+
+
+@pytest.mark.parametrize("place", ["raw", "raw/labels", "raw/labels/case_00001.nii.gz"])
+def test_the_protocol_is_that_of_the_description_above_the_references(tmp_path: Path, place: str) -> None:
+    """The labels in the nearest description decide, be it beside the references or above them."""
+    touch(tmp_path / "raw" / "labels" / "case_00001.nii.gz")
+    write_json(tmp_path / "raw" / "kitsattn-dataset.json", {"labels": dict(KITS23_LABELS)})
+
+    assert choose_protocol(tmp_path / place) == KITS23
+
+
+def test_labels_of_no_challenge_are_a_protocol_of_their_own(tmp_path: Path) -> None:
+    """A description with other labels has them scored one by one."""
+    write_json(tmp_path / "kitsattn-dataset.json", {"labels": {"background": 0, "liver": 1}})
+
+    assert [region.key for region in choose_protocol(tmp_path).regions] == ["liver"]
+
+
+@pytest.mark.parametrize(
+    ("mark", "expected"), [("kits23.json", KITS23), ("case_00001/instances/tumor.nii.gz", KITS23), ("LICENSE", KITS19)]
+)
+def test_without_labels_in_a_description_the_marks_of_kits23_decide(
+    tmp_path: Path, mark: str, expected: ScoringProtocol
+) -> None:
+    """KiTS23's own files show that there may be cysts; nothing that is known of the labels means KiTS19."""
+    touch(tmp_path / "data" / "case_00001" / "segmentation.nii.gz")
+    touch(tmp_path / "data" / mark)
+    write_json(tmp_path / "kitsattn-dataset.json", {"name": "named"})
+
+    assert choose_protocol(tmp_path / "data") == expected
+
+
+def test_label_maps_with_nothing_around_them_are_scored_as_kits19(tmp_path: Path) -> None:
+    """A file, or a folder of files, says nothing of its labels."""
+    file = touch(tmp_path / "case_00001.nii.gz")
+
+    assert (choose_protocol(file), choose_protocol(tmp_path)) == (KITS19, KITS19)
+
+
 def test_composite_is_the_mean_of_the_mean_dice_values() -> None:
     """KiTS19 ranks by the mean of mean kidney-and-tumour Dice and mean tumour Dice."""
     cases = tuple(
@@ -156,4 +238,4 @@ def test_composite_is_the_mean_of_the_mean_dice_values() -> None:
         for case, kidney, tumour in (("a", 0.9, 0.5), ("b", 1.0, 0.8))
     )
 
-    assert Scores(cases).composite == pytest.approx((0.95 + 0.65) / 2)
+    assert Scores(cases, KITS19).composite == pytest.approx((0.95 + 0.65) / 2)

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from kitsattn.labels import KITS19
 from kitsattn.train.losses import segmentation_loss, soft_dice
 
 
@@ -24,14 +25,24 @@ def test_a_guess_has_the_entropy_of_a_guess() -> None:
     logits = torch.zeros(1, 3, 2, 2)
     dice = soft_dice(logits, labels)
     # kidney: 2 * (2/3) / (4/3 + 2) = 0.4; tumour: nothing true, 4/3 predicted
-    assert dice.tolist() == pytest.approx([0.4, 0.4, 1e-5 / (4 / 3)], abs=1e-5)
+    assert dice.tolist() == pytest.approx([0.4, 1e-5 / (4 / 3)], abs=1e-5)
     assert segmentation_loss(logits, labels).item() == pytest.approx(math.log(3) - 0.2, abs=1e-4)
 
 
 def test_dice_is_over_the_batch() -> None:
     """A slice without the class is no failure as long as the batch as a whole is right."""
     labels = torch.tensor([[[1, 1]], [[0, 0]]])
-    assert soft_dice(_one_hot_logits(labels, 50.0), labels)[1].item() == pytest.approx(1.0)
+    assert soft_dice(_one_hot_logits(labels, 50.0), labels)[0].item() == pytest.approx(1.0)
+
+
+def test_a_regions_probability_is_the_sum_over_its_labels() -> None:
+    """Worked by hand: kidney called tumour costs the labels' Dice and not that of both as one region."""
+    labels = torch.tensor([[[1, 1, 2, 0]]])
+    logits = _one_hot_logits(torch.tensor([[[1, 2, 2, 0]]]), 50.0)
+    assert soft_dice(logits, labels).tolist() == pytest.approx([2 / 3, 2 / 3], abs=1e-4)
+    assert soft_dice(logits, labels, KITS19.regions).tolist() == pytest.approx([1.0, 2 / 3], abs=1e-4)
+    cost = segmentation_loss(logits, labels, KITS19.regions) - segmentation_loss(logits, labels)
+    assert cost.item() == pytest.approx(2 / 3 - 5 / 6, abs=1e-4)
 
 
 def test_the_loss_is_fp32_under_bf16_logits() -> None:

@@ -1,9 +1,11 @@
 """What batch normalisation needs: its parameters, its statistics, and their union over the processes of a group."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, distributed
+
+from kitsattn.kernels.groups import sum_over_group
 
 
 class BatchNormParameters(NamedTuple):
@@ -50,25 +52,8 @@ def unite(seen: BatchStatistics, group: "distributed.ProcessGroup | None") -> Ba
     if group is None:
         return seen
     count = seen.mean.new_tensor([float(seen.values)])
-    total: Tensor = _Sum.apply(torch.cat([seen.mean * count, count]), group)  # type: ignore[no-untyped-call]
+    total = sum_over_group(torch.cat([seen.mean * count, count]), group)
     values = total[-1:].detach()
     mean = total[:-1] / values
-    spread: Tensor = _Sum.apply(count * (seen.var + (seen.mean - mean) ** 2), group)  # type: ignore[no-untyped-call]
+    spread = sum_over_group(count * (seen.var + (seen.mean - mean) ** 2), group)
     return BatchStatistics(mean, spread / values, values)
-
-
-class _Sum(torch.autograd.Function):
-    """The sum over a group of processes; every process that uses it gives its gradient to all."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, group: "distributed.ProcessGroup") -> Tensor:
-        ctx.group = group
-        total = values.clone()
-        distributed.all_reduce(total, group=group)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        total = grad.clone()
-        distributed.all_reduce(total, group=ctx.group)
-        return total, None

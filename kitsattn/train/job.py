@@ -1,0 +1,88 @@
+"""What decides the training of one fold."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from kitsattn.jobs import available_cores
+from kitsattn.kernels.precision import Precision
+from kitsattn.labels import ScoringProtocol, protocol_of
+from kitsattn.models.registry import ModelConfig
+from kitsattn.preprocess.plan import Plan
+from kitsattn.preprocess.store import PreparedDataset
+from kitsattn.train.folds import Split
+from kitsattn.train.ranks import ALONE, Ranks
+from kitsattn.train.recipe import Recipe
+
+BEST = "best.safetensors"
+LAST = "last.safetensors"
+EMA = "ema.safetensors"
+JOURNAL = "journal.jsonl"
+PROGRESS = "progress.png"
+VALIDATION = "validation"
+TENSORBOARD = "tensorboard"
+
+_MOST_WORKERS = 12
+"""nnU-Net's number; each worker holds two batches in shared memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldJob:
+    """Everything that decides the training of one fold.
+
+    Attributes:
+        dataset: The prepared data set.
+        split: Which cases to learn from and which are held out.
+        fold: Number of the fold.
+        folds: Number of folds.
+        model: Registered name of the network.
+        config: Its settings.
+        recipe_name: Name of the recipe, for the checkpoint.
+        recipe: Numbers of the training.
+        seed: Seed of weights and batches.
+        device: Where to train.
+        precision: Number format of convolutions and matrix products; weights and losses stay fp32.
+        workers: Processes that draw batches; 0 draws in the training process.
+        folder: Where checkpoints and journal go.
+        encoder_weights: File of published weights of the encoder by torchvision's names; None starts from chance.
+        initial_weights: Checkpoint whose weights are the start (fine-tuning); None starts from chance.
+        ranks: The processes that train together.
+    """
+
+    dataset: PreparedDataset
+    split: Split
+    fold: int
+    folds: int
+    model: str
+    config: ModelConfig
+    recipe_name: str
+    recipe: Recipe
+    seed: int
+    device: torch.device
+    precision: Precision
+    workers: int
+    folder: Path
+    encoder_weights: Path | None = None
+    initial_weights: Path | None = None
+    ranks: Ranks = ALONE
+
+    @property
+    def plan(self) -> Plan:
+        """The data set's plan, with the recipe's patch size where it has one of its own."""
+        size = self.recipe.patch_size
+        return self.dataset.plan if size is None else replace(self.dataset.plan, patch_size=size)
+
+    @property
+    def protocol(self) -> ScoringProtocol:
+        """Which regions are scored."""
+        return protocol_of(self.dataset.labels)
+
+
+def default_workers(device: torch.device, ranks: Ranks = ALONE) -> int:
+    """Return how many processes should draw batches for each one that trains.
+
+    On a GPU all cores but its own, at most 12; on a CPU one, if there is a second core.
+    """
+    cores = available_cores() // ranks.local_size
+    return max(0, min(_MOST_WORKERS if device.type != "cpu" else 1, cores - 1))

@@ -1,0 +1,129 @@
+"""The processes that train together: `torchrun` starts them, one a GPU, and each is called a rank."""
+
+import gc
+import os
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+from torch import distributed
+
+from kitsattn.errors import KitsattnError
+
+Item = TypeVar("Item")
+
+_CPU = torch.device("cpu")
+_PATIENCE = timedelta(minutes=30)
+"""How long one process waits for another that neither answers nor ends."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes that train together, as one of them sees them.
+
+    Attributes:
+        rank: Number of this process, from 0.
+        size: Number of processes.
+        local_size: Number of them on this machine.
+        device: Where this one computes.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_size: int = 1
+    device: torch.device = _CPU
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that writes and reports."""
+        return self.rank == 0
+
+    @property
+    def group(self) -> "distributed.ProcessGroup | None":
+        """All of them as PyTorch knows them; None where there is one."""
+        return None if self.size == 1 else distributed.group.WORLD
+
+    def share(self, items: Sequence[Item]) -> Sequence[Item]:
+        """Return what this process does of some work."""
+        return items[self.rank :: self.size]
+
+    def sums(self, values: Sequence[float]) -> list[float]:
+        """Return the sum of each value over the processes."""
+        return self._reduced(values, distributed.ReduceOp.SUM)
+
+    def highest(self, values: Sequence[float]) -> list[float]:
+        """Return the highest of each value over the processes."""
+        return self._reduced(values, distributed.ReduceOp.MAX)
+
+    def meet(self) -> None:
+        """Wait until all are here."""
+        self.sums([0.0])
+
+    def _reduced(self, values: Sequence[float], operation: "distributed.ReduceOp.RedOpType") -> list[float]:
+        if self.size == 1:
+            return list(values)
+        together = torch.tensor(values, dtype=torch.float64, device=self.device)
+        distributed.all_reduce(together, operation)
+        reduced: list[float] = together.tolist()
+        return reduced
+
+
+ALONE = Ranks()
+
+
+@contextmanager
+def join_ranks(device: torch.device) -> Iterator[Ranks]:
+    """Join the processes that `torchrun` has started, and leave them at the end; without it, be alone.
+
+    Args:
+        device: The kind of device to compute on; of several GPUs each process takes its own.
+
+    Raises:
+        KitsattnError: If there are more processes than GPUs, or they cannot work together on such a device.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+    if size == 1:
+        yield Ranks(device=device)
+        return
+    if device.type not in {"cpu", "cuda"}:
+        msg = f"{size} processes cannot train together on {device.type}: use one, or --device cpu"
+        raise KitsattnError(msg)
+    local_rank, local_size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    own = _CPU
+    if device.type == "cuda":
+        if local_rank >= torch.cuda.device_count():
+            there = torch.cuda.device_count()
+            msg = f"{local_size} processes on a machine with {there} GPU(s): start torchrun --nproc-per-node {there}"
+            raise KitsattnError(msg)
+        own = torch.device("cuda", local_rank)
+        torch.cuda.set_device(own)
+    distributed.init_process_group(
+        "nccl" if own.type == "cuda" else "gloo", timeout=_PATIENCE, device_id=own if own.type == "cuda" else None
+    )
+    try:
+        yield Ranks(distributed.get_rank(), distributed.get_world_size(), local_size, own)
+    except BaseException as error:
+        _drop_locals(error)
+        raise
+    finally:
+        # A network under DistributedDataParallel is a cycle that keeps the group's threads alive; one that is at work
+        # when the interpreter ends aborts the process.
+        gc.collect()
+        distributed.destroy_process_group()
+
+
+def _drop_locals(error: BaseException | None) -> None:
+    """Let go of what the functions held that an error has left, networks among them."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
+def lost_rank(error: RuntimeError) -> bool:
+    """Tell whether an error says that another process of the group has ended."""
+    told = str(error)
+    return isinstance(error, distributed.DistError) or "gloo" in told or "NCCL" in told

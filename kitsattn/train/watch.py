@@ -1,0 +1,104 @@
+"""What may save or end a training between two batches: the time since the last save, a deadline, a signal, data."""
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+
+from kitsattn.batches.loader import SlabBatch
+from kitsattn.errors import Interrupted, KitsattnError
+from kitsattn.train.ranks import Ranks
+
+
+class OutOfTimeError(Exception):
+    """The time that a training was given has passed, and it has saved where it is."""
+
+
+@dataclass
+class Watch:
+    """What may save or end a training between two batches.
+
+    Attributes:
+        name: What is trained, for messages.
+        ranks: The processes that train together: what one of them has noticed, all do.
+        asked: Returns the signal that asked to stop, if one did.
+        save_every_minutes: How much of an epoch is lost at most when the process is killed.
+        deadline: When to save and stop, as a time of `time.monotonic`; None never.
+        save: Saves where the training is; set once it has begun.
+        saved: When that was done last.
+    """
+
+    name: str
+    ranks: Ranks
+    asked: Callable[[], int | None]
+    save_every_minutes: float
+    deadline: float | None
+    save: Callable[[], None] = lambda: None
+    saved: float = field(default_factory=time.monotonic)
+
+    def next(self, batches: Iterator[SlabBatch]) -> SlabBatch:
+        """Return the next batch; save before the training ends because there is none."""
+        try:
+            return next(batches)
+        except KitsattnError:
+            self.save()
+            raise
+
+    def check(self, epoch: int) -> None:
+        """Save if it is time to, and raise if it is time to stop.
+
+        Args:
+            epoch: The epoch that is under way, from 1.
+
+        Raises:
+            Interrupted: If a signal has come.
+            OutOfTimeError: If the deadline has passed.
+        """
+        now = time.monotonic()
+        deadline = math.inf if self.deadline is None else self.deadline
+        number, late, due = self.ranks.highest(
+            [self.asked() or 0, now > deadline, now - self.saved > 60 * self.save_every_minutes]
+        )
+        if number or late or due:
+            self.save()
+            self.ranks.meet()  # the first process that ends makes torchrun end the others
+            self.saved = time.monotonic()
+        if number:
+            raise Interrupted(int(number))
+        if late:
+            msg = f"{self.name} was stopped in epoch {epoch}: its time has passed"
+            raise OutOfTimeError(msg)
+
+
+@contextmanager
+def signals_held_back(*, alone: bool) -> Iterator[Callable[[], int | None]]:
+    """Hold Ctrl-C and SIGTERM back until they are asked for, so that no step is torn; a second one ends at once.
+
+    Not under torchrun, which hands on a signal that the terminal has sent to every process already.
+
+    Args:
+        alone: Whether this process trains alone.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None  # only the main thread may say what a signal does
+        return
+    came: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        del frame
+        if came and alone:
+            raise Interrupted(number)
+        came.append(number)
+
+    # A background job ignores Ctrl-C, and goes on doing so.
+    held = [one for one in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(one) is not signal.SIG_IGN]
+    before = {one: signal.signal(one, note) for one in held}
+    try:
+        yield lambda: came[0] if came else None
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
