@@ -135,6 +135,8 @@ def _train(job: FoldJob, watch: Watch, progress: Progress, epoch_end: EpochEnd, 
     total = recipe.epochs * recipe.batches_per_epoch
     for epoch in range(learner.epoch, recipe.epochs):
         started, waited, first = time.perf_counter(), 0.0, learner.batch
+        learner.schedule.before_batch(epoch * recipe.batches_per_epoch)
+        learning_rate = float(learner.optimizer.param_groups[0]["lr"])
         learner.model.train()
         while learner.batch < recipe.batches_per_epoch:
             asked = time.perf_counter()
@@ -148,7 +150,6 @@ def _train(job: FoldJob, watch: Watch, progress: Progress, epoch_end: EpochEnd, 
         training_loss = float(np.mean(learner.losses)) if learner.losses else math.nan
         skipped = recipe.batches_per_epoch - len(learner.losses)
         validation_loss, dice = _validate(job, learner, batches, watch)
-        learning_rate = float(learner.optimizer.param_groups[0]["lr"])
         learner.finished = learner.schedule.after_epoch(training_loss)
         improved = learner.close_epoch(dice)
         assert learner.moving_dice is not None

@@ -25,7 +25,7 @@ class EpochRecord:
         validation_loss: Mean over the validation batches.
         validation_dice: Dice by region key, over all pixels of the validation batches.
         moving_dice: Moving average of their mean; the best checkpoint is where it is highest.
-        learning_rate: Rate in this epoch.
+        learning_rate: Rate of its first batch.
         images_per_second: Training samples a second.
         waiting_share: Share of the training time spent waiting for data, 0 to 1.
         seconds: Length of the epoch, from where it was resumed if it was.

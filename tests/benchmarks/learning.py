@@ -24,8 +24,9 @@ What is compared:
   schedule with an end has it after --minutes. They are divided into at most --epochs epochs. The plateau schedule of
   the recipe `paper` has no end of its own. "trained s" is what the training took in the end: it is off where others
   used the machine meanwhile. Then give --sample-s and --peer-sample-s, the seconds of a sample on the quiet machine.
-- kitsattn predicts with its best checkpoint, which it chooses by the held-out cases as nnU-Net v1 did; nnU-Net with
-  its last. "last" is kitsattn with its last checkpoint. The Dice of all is kitsattn's, of KiTS19's regions.
+- Both predict with the weights after the last batch, kitsattn with their moving average where its recipe has one.
+  "best" is kitsattn with the checkpoint that it chooses by the held-out cases, as nnU-Net v1 did. The Dice of all is
+  kitsattn's, of KiTS19's regions.
 - kitsattn's training is the same for the same seed; nnU-Net's batches are not.
 
 With --json a seed's side that is finished is not done again. "others" is how many cores were in use elsewhere.
@@ -216,12 +217,13 @@ def learn(cohort: Cohort, seed: int, arguments: argparse.Namespace) -> dict[str,
     recipe = replace(recipe, epochs=epochs, batches_per_epoch=per_epoch)
     records, run, cost = train("learning", recipe)
     training_s = sum(per_epoch * recipe.batch_size / record["images_per_second"] for record in records)
-    last = cohort.folder / "last"
-    shutil.rmtree(last, ignore_errors=True)
+    final = run / "ema.safetensors" if (run / "ema.safetensors").exists() else run / "last.safetensors"
+    predictions = cohort.folder / "final"
+    shutil.rmtree(predictions, ignore_errors=True)
     predicting_s = 0.0
     for case in cohort.held_out:
-        command = [*program, "predict", str(cohort.raw / case / "imaging.nii.gz"), str(last / f"{case}.nii.gz")]
-        command += ["--model", str(run / "last.safetensors"), "--device", "cpu", "--precision", arguments.precision]
+        command = [*program, "predict", str(cohort.raw / case / "imaging.nii.gz"), str(predictions / f"{case}.nii.gz")]
+        command += ["--model", str(final), "--device", "cpu", "--precision", arguments.precision]
         predicting_s += cost_of_command(command, log.with_name("kitsattn-predict.log")).wall_s
     return {
         **report(cost, prepared),
@@ -235,8 +237,8 @@ def learn(cohort: Cohort, seed: int, arguments: argparse.Namespace) -> dict[str,
         "waiting_share": statistics.fmean(record["waiting_share"] for record in records),
         "epochs_done": len(records),
         "recipe": to_json(recipe),
-        **cohort.score(run / "validation"),
-        "last": cohort.score(last),
+        **cohort.score(predictions),
+        "best": cohort.score(run / "validation"),
     }
 
 
@@ -330,22 +332,22 @@ LEARN: Mapping[str, Callable[[Cohort, int, argparse.Namespace], dict[str, Any]]]
 def show_seed(seed: int, results: Mapping[str, Mapping[str, Any]]) -> None:
     """Print a row a side."""
     print(f"\nseed {seed}{'batch x patch':>20}{'s/batch':>9}{'batches':>16}{'trained s':>11}{'kidney':>9}", end="")
-    print(f"{'tumour':>8}{'last':>9}{'':>8}{'prepare s':>11}{'all s':>7}{'others':>8}")
+    print(f"{'tumour':>8}{'best':>9}{'':>8}{'prepare s':>11}{'all s':>7}{'others':>8}")
     for side, found in results.items():
         patch = f"{found['batch_size']} x {found['patch_size'][0]} x {found['patch_size'][1]}"
         batches = found.get("epochs_done", found["epochs"]) * found["batches_per_epoch"]
         drawn = f"{found['epochs']} x {found['batches_per_epoch']}"
         row = f"{side:<9}{patch:>18}{found['training_s'] / batches:>9.2f}{drawn:>16}{found['training_s']:>11.1f}"
         row += "".join(f"{dice:>{width}.4f}" for dice, width in zip(found["dice"].values(), (9, 8), strict=True))
-        last = found["last"]["dice"].values() if "last" in found else ()
-        row += "".join(f"{dice:>{width}.4f}" for dice, width in zip(last, (9, 8), strict=True)) if last else " " * 17
+        best = found["best"]["dice"].values() if "best" in found else ()
+        row += "".join(f"{dice:>{width}.4f}" for dice, width in zip(best, (9, 8), strict=True)) if best else " " * 17
         print(f"{row}{found['preparing_s']:>11.1f}{found['command_s']:>7.0f}{found['others']:>8.1f}", flush=True)
 
 
 def show_summary(results: Mapping[int, Mapping[str, Mapping[str, Any]]]) -> None:
     """Print the mean of each side and, where both were run, of their difference seed by seed."""
     rows = {side: [found[side]["dice"] for found in results.values() if side in found] for side in _SIDES}
-    rows["last"] = [found["kitsattn"]["last"]["dice"] for found in results.values() if "kitsattn" in found]
+    rows["best"] = [found["kitsattn"]["best"]["dice"] for found in results.values() if "kitsattn" in found]
     rows["difference"] = [
         {key: found["kitsattn"]["dice"][key] - found["nnunet"]["dice"][key] for key in found["nnunet"]["dice"]}
         for found in results.values()
