@@ -1,6 +1,7 @@
 """`kitsattn predict`: one scan in, one label map out."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -44,6 +45,27 @@ def predict(
             show_default=False,
         ),
     ] = None,
+    post_process: Annotated[
+        bool,
+        typer.Option(
+            "--postprocess/--no-postprocess",
+            help="Remove what cannot be a kidney or a mass of one; only where the classes are KiTS's.",
+        ),
+    ] = True,
+    min_volume: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0, max=20.0, metavar="ML", help="Remove smaller objects, in ml. (default: 0.2)", show_default=False
+        ),
+    ] = None,
+    statistics: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write volumes, diameters, attenuation and sides of kidneys and masses as JSON.",
+            show_default=False,
+        ),
+    ] = None,
     device: DeviceOption = Device.auto,
     precision: PrecisionOption = Precision.auto,
     batch_size: Annotated[int, typer.Option(min=1, help="Slices in one forward pass.")] = 4,
@@ -64,11 +86,13 @@ def predict(
         output = places.predictions / f"{scan_name(scan)}.nii.gz"
         say(f"output: {output}")
     _check_output(scan, output, overwrite=overwrite)
+    if statistics is not None:
+        check_target(statistics, scan, overwrite=overwrite)
 
     # Only now: loading torch takes seconds, and what is wrong with the paths is known without it.
     from kitsattn.kernels.precision import choose_device, choose_precision
     from kitsattn.predict.infer import load_ensemble
-    from kitsattn.predict.run import predict_file
+    from kitsattn.predict.run import DEFAULT_RULES, predict_file
     from kitsattn.predict.select import newest_models
 
     if not model:
@@ -76,8 +100,18 @@ def predict(
         say(f"model: {', '.join(map(str, model))}")
     chosen = choose_device(device.value)
     ensemble = load_ensemble(model, chosen, choose_precision(precision.value, chosen))
+    rules = DEFAULT_RULES if min_volume is None else replace(DEFAULT_RULES, min_volume_ml=min_volume)
     with progress_bars() as progress:
-        result = predict_file(ensemble, scan, output, batch_size=batch_size, overwrite=overwrite, progress=progress)
+        result = predict_file(
+            ensemble,
+            scan,
+            output,
+            rules=rules if post_process else None,
+            statistics=statistics,
+            batch_size=batch_size,
+            overwrite=overwrite,
+            progress=progress,
+        )
     if result.synthetic:
         warn(SYNTHETIC_MODEL_NOTICE)
     if json:
@@ -104,6 +138,7 @@ def _to_json(result: "Prediction") -> dict[str, object]:
         "input": str(result.source),
         "output": str(result.target),
         "volumes_ml": result.volumes_ml,
+        "postprocessing": None if result.postprocessing is None else result.postprocessing.to_json()["steps"],
         "notes": list(result.notes),
         "synthetic": result.synthetic,
     }

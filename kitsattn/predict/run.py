@@ -11,17 +11,21 @@ import torch
 from kitsattn import __version__
 from kitsattn.datasets.kits import scan_name
 from kitsattn.errors import KitsattnError
-from kitsattn.files import check_target
+from kitsattn.files import check_target, write_json
 from kitsattn.jobs import Progress, silent
 from kitsattn.notices import RESEARCH_NOTICE, SYNTHETIC_MODEL_NOTICE
 from kitsattn.predict.infer import Ensemble, predict_block, reach
+from kitsattn.predict.postprocess import Postprocessing, PostprocessReport, knows_classes, postprocess
+from kitsattn.predict.statistics import measure_labels
 from kitsattn.preprocess.case import decide_labels, prepare_scan, restore_probabilities
 from kitsattn.preprocess.intensity import check_hu, normalise
 from kitsattn.volume.formats import read_scan, write_labels
 from kitsattn.volume.volume import Volume
+from kitsattn.words import plural
 
 BLOCK = 32
 """Slices whose probabilities are held at once; 512 x 512 and 3 classes take 100 MB."""
+DEFAULT_RULES = Postprocessing()
 
 _log = logging.getLogger(__name__)
 
@@ -34,6 +38,7 @@ class Prediction:
         source: The scan.
         target: The label map.
         volumes_ml: Volume of each class by name, background left out.
+        postprocessing: What it changed; None where there was none.
         notes: What a reader should know of how the scan was read.
         synthetic: Whether the model was trained on phantoms.
     """
@@ -41,6 +46,7 @@ class Prediction:
     source: Path
     target: Path
     volumes_ml: dict[str, float]
+    postprocessing: PostprocessReport | None
     notes: tuple[str, ...]
     synthetic: bool
 
@@ -88,16 +94,22 @@ def predict_file(
     source: Path,
     target: Path,
     *,
+    rules: Postprocessing | None = DEFAULT_RULES,
+    statistics: Path | None = None,
     batch_size: int = 4,
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> Prediction:
     """Predict one file.
 
+    A label map of kidney, tumour and perhaps cyst is post-processed; one of other classes is left as it is.
+
     Args:
         ensemble: The networks.
         source: A scan in HU, in any format that `volume.formats` reads.
         target: Where the label map goes; its suffix is the format.
+        rules: Of post-processing; None leaves the label map as the network gave it.
+        statistics: Where volumes, diameters and attenuation go, as JSON; it is replaced.
         batch_size: Slabs in one forward pass.
         overwrite: Whether an existing `target` may be replaced.
         progress: Called with the slices done.
@@ -115,12 +127,28 @@ def predict_file(
     labels = predict_volume(
         ensemble, scan, batch_size=batch_size, progress=progress, label=f"predict {scan_name(source)}"
     )
+    classes = ensemble.headers[0].labels
+    report = None
+    if rules is not None and knows_classes(classes):
+        array, report = postprocess(labels.array, labels.geometry.spacing_mm, classes, rules=rules)
+        labels = labels.with_array(array)
+        if report.voxels:
+            _log.info("%s: post-processing changed %s", source, _describe(report))
     write_labels(target, labels, note=provenance_note(ensemble), overwrite=overwrite)
+    if statistics is not None:
+        measured = measure_labels(labels, classes, scan.array)
+        write_json(statistics, {"input": str(source), "output": str(target), **measured.to_json()})
     counts = np.bincount(labels.array.ravel(), minlength=ensemble.classes)
-    names = {value: name for name, value in ensemble.headers[0].labels.items()}
+    names = {value: name for name, value in classes.items()}
     volumes = {names[value]: float(counts[value]) * scan.geometry.voxel_ml for value in range(1, ensemble.classes)}
     _log.info("%s -> %s: %s", source, target, ", ".join(f"{name} {ml:.1f} ml" for name, ml in volumes.items()))
-    return Prediction(source, target, volumes, labels.notes, ensemble.synthetic)
+    return Prediction(source, target, volumes, report, labels.notes, ensemble.synthetic)
+
+
+def _describe(report: PostprocessReport) -> str:
+    """Say which rules changed how much."""
+    steps = [f"{plural(step.voxels, 'voxel')} ({step.name})" for step in report.steps if step.voxels]
+    return ", ".join(steps)
 
 
 def provenance_note(ensemble: Ensemble) -> str:

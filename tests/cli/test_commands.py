@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import typer.main
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+from scipy import ndimage
 from typer.testing import Result
 
 import kitsattn
@@ -466,3 +467,31 @@ def test_a_missing_prediction_is_told_even_when_quiet(command: Command, home: Pa
         "warning: no reference, left out: case_00099",
     ]
     assert json.loads(result.stdout)["mean"]["tumour"]["dice"] == pytest.approx(1 / 6)
+
+
+def test_a_prediction_is_post_processed_and_measured(
+    command: Command, checkpoint: Path, scan: Path, tmp_path: Path
+) -> None:
+    """Specks go unless told otherwise; JSON says what each rule changed; statistics measure what is written."""
+    options = ["--model", checkpoint, "--device", "cpu", "--precision", "fp32", "--json"]
+    raw = json.loads(command("predict", scan, "raw.nii.gz", "--no-postprocess", *options).stdout)
+    assert raw["postprocessing"] is None
+    measured = tmp_path / "measured.json"
+    result = command("predict", scan, "out.nii.gz", "--min-volume", "1", "--statistics", measured, *options)
+    assert result.exit_code == 0
+    steps = json.loads(result.stdout)["postprocessing"]
+    before, after = (np.asarray(_load(Path(name)).dataobj) for name in ("raw.nii.gz", "out.nii.gz"))
+    kidney_ml = 5.0 * 2.0 * 2.5 / 1000
+    parts, _ = ndimage.label(after > 0, np.ones((3, 3, 3)))
+    assert min(np.bincount(parts.ravel())[1:], default=1e9) * kidney_ml >= 1
+    assert sum(step["voxels"] for step in steps) >= np.count_nonzero(before != after)
+    assert steps[0]["name"] == "small objects"
+
+    statistics = json.loads(measured.read_text())
+    assert statistics["output"] == "out.nii.gz"
+    kidney = statistics["classes"]["kidney"]
+    assert kidney["voxels"] == np.count_nonzero(after == 1)
+    assert kidney["volume_ml"] == pytest.approx(kidney["voxels"] * kidney_ml)
+    again = command("predict", scan, "other.nii.gz", "--statistics", measured, *options)
+    assert again.exit_code == 1
+    assert f"{measured} exists" in again.stderr
