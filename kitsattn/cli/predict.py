@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 
 def predict(
     *,
-    scan: Annotated[Path, typer.Argument(metavar="IN", help="CT scan in HU: NIfTI, NRRD, MHA or MHD.")],
+    scan: Annotated[
+        Path,
+        typer.Argument(metavar="IN", help="CT scan in HU: NIfTI, NRRD, MHA, MHD; a folder or .zip of DICOM files."),
+    ],
     output: Annotated[
         Path | None,
         typer.Argument(
@@ -42,6 +45,14 @@ def predict(
         typer.Option(
             metavar="FILE",
             help="Checkpoint; name several to average them. (default: all folds of the newest run)",
+            show_default=False,
+        ),
+    ] = None,
+    series: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NUMBER|UID",
+            help="Series of several in DICOM. (default: the CT series with the most slices)",
             show_default=False,
         ),
     ] = None,
@@ -106,6 +117,7 @@ def predict(
             ensemble,
             scan,
             output,
+            series=series,
             rules=rules if post_process else None,
             statistics=statistics,
             batch_size=batch_size,

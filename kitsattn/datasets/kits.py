@@ -106,7 +106,12 @@ def read_kits(folder: Path, challenge: str) -> Dataset:
 
 
 def scan_name(path: Path) -> str:
-    """Return what a scan is called: `case_00042` for `case_00042/imaging.nii.gz`, else the file without its suffix."""
+    """Return what a scan is called: `case_00042` for `case_00042/imaging.nii.gz`, else the file without its suffix.
+
+    A folder of DICOM files keeps its whole name.
+    """
+    if path.is_dir():
+        return path.absolute().name
     return path.absolute().parent.name if path.name == IMAGE_NAME else Path(path.name.removesuffix(".gz")).stem
 
 

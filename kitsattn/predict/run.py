@@ -94,6 +94,7 @@ def predict_file(
     source: Path,
     target: Path,
     *,
+    series: str | None = None,
     rules: Postprocessing | None = DEFAULT_RULES,
     statistics: Path | None = None,
     batch_size: int = 4,
@@ -106,8 +107,9 @@ def predict_file(
 
     Args:
         ensemble: The networks.
-        source: A scan in HU, in any format that `volume.formats` reads.
+        source: A scan in HU, in any format that `volume.formats` reads, a DICOM folder or archive among them.
         target: Where the label map goes; its suffix is the format.
+        series: Which series of several in DICOM, by number or UID; None takes the largest of CT.
         rules: Of post-processing; None leaves the label map as the network gave it.
         statistics: Where volumes, diameters and attenuation go, as JSON; it is replaced.
         batch_size: Slabs in one forward pass.
@@ -121,7 +123,7 @@ def predict_file(
         KitsattnError: If the scan cannot be read, is not in HU, or the target cannot be written.
     """
     check_target(target, source, overwrite=overwrite)
-    scan = check_hu(read_scan(source))
+    scan = check_hu(read_scan(source, series))
     for note in scan.notes:
         _log.warning("%s: %s", source, note)
     labels = predict_volume(

@@ -1,4 +1,4 @@
-"""Scans and label maps in any file format: NIfTI through nibabel, everything else through SimpleITK."""
+"""Scans and label maps in any format: NIfTI through nibabel, DICOM by `dicom/`, all else through SimpleITK."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,22 +24,32 @@ OUTPUT_SUFFIXES = (*nifti.SUFFIXES, ".nrrd", ".mha")
 
 _RAS_FROM_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _MOST_VOXEL_BYTES = 8
-_DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+_DICOM_SUFFIXES = (".dcm", ".dicom", ".ima", ".zip")
 _DICOM_MAGIC = b"DICM"
 _DICOM_MAGIC_OFFSET = 128
 
 
-def read_scan(path: Path) -> Volume:
-    """Read a CT scan from NIfTI (.nii, .nii.gz) or another format of SimpleITK (.nrrd, .mha, .mhd, …).
+def read_scan(path: Path, series: str | None = None) -> Volume:
+    """Read a CT scan: NIfTI (.nii, .nii.gz), another format of SimpleITK (.nrrd, .mha, .mhd, …), or DICOM.
+
+    Args:
+        path: A file; for DICOM the folder of a series, or a .zip archive of one.
+        series: Which series of several in DICOM: its number or SeriesInstanceUID; without it the largest of CT.
 
     Returns:
         The scan in (z, y, x): int16 where the file's values fit without loss, else float32.
 
     Raises:
-        KitsattnError: If the file is missing, damaged, DICOM, or not a scan of three axes with finite values and an
+        KitsattnError: If the file is missing, damaged, or not a scan of three axes with finite values and an
             orthogonal grid.
     """
-    _refuse_dicom(path)
+    if _is_dicom(path):
+        from kitsattn.volume.dicom.series import read_dicom  # noqa: PLC0415 - NIfTI users need not wait for it
+
+        return read_dicom(path, series)
+    if series is not None:
+        msg = f"{path} is no DICOM folder or archive, so that it has no series: leave --series out"
+        raise KitsattnError(msg)
     if _is_nifti(path):
         return nifti.read_scan(path)
     stored, grid, geometry = _read_itk(path)
@@ -123,13 +133,17 @@ def _is_nifti(path: Path) -> bool:
 
 
 def _refuse_dicom(path: Path) -> None:
+    if _is_dicom(path):
+        what = "is a folder" if path.is_dir() else "is DICOM or an archive"
+        msg = f"{path} {what}: name one file in NIfTI, NRRD or MHA"
+        raise KitsattnError(msg)
+
+
+def _is_dicom(path: Path) -> bool:
     if not path.exists():
         msg = f"{path} does not exist"
         raise KitsattnError(msg)
-    if path.is_dir() or path.suffix.lower() in _DICOM_SUFFIXES or _starts_as_dicom(path):
-        what = "is a folder" if path.is_dir() else "is a DICOM file"
-        msg = f"{path} {what}, and DICOM series are not read by this version: convert it to NIfTI, with dcm2niix say"
-        raise KitsattnError(msg)
+    return path.is_dir() or path.suffix.lower() in _DICOM_SUFFIXES or _starts_as_dicom(path)
 
 
 def _starts_as_dicom(path: Path) -> bool:

@@ -280,15 +280,25 @@ def test_a_cyst_in_a_reference_names_the_protocol_to_add(refused: Refused, proto
     assert refused(*words, names=name, mend="add --protocol kits23") == []
 
 
-def test_dicom_is_refused_with_the_way_out(refused: Refused, checkpoint: Path) -> None:
-    """A folder of DICOM files, or one of them, is to be converted first."""
+def test_what_is_no_series_of_ct_is_refused(refused: Refused, checkpoint: Path, scan: Path) -> None:
+    """A folder or archive without DICOM, a damaged file, and a series of a file that has none."""
     folder = Path("series")
     folder.mkdir()
-    (folder / "IM0001").write_bytes(bytes(128) + b"DICM" + bytes(100))
-    (folder / "slice.dcm").write_bytes(bytes(100))
-    for path in (folder, folder / "IM0001", folder / "slice.dcm"):
-        mend = "DICOM series are not read by this version: convert it to NIfTI"
+    (folder / "slice.dcm").write_bytes(bytes(128) + b"DICM" + bytes(100))
+    Path("empty").mkdir()
+    Path("notes.zip").write_text("no archive")
+    mends = {
+        folder: "copy or export the series again",
+        folder / "slice.dcm": "copy or export the series again",
+        Path("empty"): "name a folder or .zip archive with a CT series",
+        Path("notes.zip"): "copy or download it again",
+    }
+    for path, mend in mends.items():
         assert refused("predict", path, "out.nii.gz", "--model", checkpoint, names=path, mend=mend) == []
+    words = ["predict", scan, "out.nii.gz", "--model", checkpoint, "--series", "3"]
+    assert refused(*words, names=scan, mend="leave --series out") == []
+    words = ["evaluate", "dice", folder / "slice.dcm", folder / "slice.dcm", "--workers", "1"]
+    assert refused(*words, names=folder / "slice.dcm", mend="name one file in NIfTI, NRRD or MHA") == []
 
 
 def test_a_missing_file_is_named(refused: Refused, checkpoint: Path, scan: Path) -> None:

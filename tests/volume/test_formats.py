@@ -105,16 +105,16 @@ def test_label_map_made_in_memory_is_written_as_nrrd(tmp_path: Path) -> None:
     assert read_labels(tmp_path / "labels.nrrd").geometry.difference(labels.geometry) is None
 
 
-@pytest.mark.parametrize("read", [read_scan, read_labels])
-@pytest.mark.parametrize("name", ["series", "slice.dcm", "IM0001"])
-def test_dicom_is_refused_with_the_way_out(tmp_path: Path, read: Any, name: str) -> None:
-    """A folder, a .dcm file and a DICOM file without suffix name dcm2niix."""
+@pytest.mark.parametrize("read", [read_grid, read_labels])
+@pytest.mark.parametrize("name", ["series", "slice.dcm", "IM0001", "labels.zip"])
+def test_label_maps_are_not_dicom(tmp_path: Path, read: Any, name: str) -> None:
+    """A folder, a .dcm file, a DICOM file without suffix and an archive."""
     if name == "series":
         (tmp_path / name).mkdir()
     else:
         (tmp_path / name).write_bytes(bytes(128) + b"DICM" + bytes(100))
 
-    with pytest.raises(KitsattnError, match=rf"{name} is a .*convert it to NIfTI, with dcm2niix"):
+    with pytest.raises(KitsattnError, match=rf"{name} is .*: name one file in NIfTI, NRRD or MHA"):
         read(tmp_path / name)
 
 

@@ -1,0 +1,1 @@
+"""DICOM series as scans: which files, in which order, on which grid, and what their voxels are."""
