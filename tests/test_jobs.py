@@ -350,3 +350,23 @@ def test_without_dask_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
 
     with pytest.raises(KitsattnError, match=r"needs Dask: pip install 'kitsattn\[cluster\]'"):
         try_cases(refuser(), [0], scheduler="tcp://127.0.0.1:1")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's switch")
+def test_freed_memory_is_kept_for_the_next_use() -> None:
+    """The second array of 100 MB touches no new page; without the switch it faults in all of them again."""
+    script = (
+        "import resource, sys\n"
+        "import numpy as np\n"
+        "from kitsattn.jobs import keep_freed_memory\n"
+        "if sys.argv[1] == 'kept': keep_freed_memory()\n"
+        "np.ones(100_000_000, np.uint8)\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "np.ones(100_000_000, np.uint8)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)\n"
+    )
+    faults = {
+        how: int(subprocess.run([sys.executable, "-c", script, how], check=True, capture_output=True, text=True).stdout)
+        for how in ("kept", "given back")
+    }
+    assert faults["kept"] < 10 < faults["given back"]

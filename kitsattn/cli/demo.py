@@ -8,7 +8,7 @@ import typer
 
 from kitsattn.cli.console import command_line, log_file, print_json, print_result, progress_bars, say
 from kitsattn.cli.options import Device, DeviceOption, JsonOption, WorkspaceOption
-from kitsattn.jobs import available_cores
+from kitsattn.jobs import available_cores, keep_freed_memory
 from kitsattn.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -94,6 +94,8 @@ def _run(places: Workspace, raw: Path, device: Device, *, json: bool) -> None:
     say(f"prepared cases: {folder}")
     splits = read_or_make_splits(folder, prepared.cases)
     chosen = choose_device(device.value)
+    if chosen.type == "cpu":
+        keep_freed_memory()
     job = FoldJob(
         dataset=prepared,
         split=splits[0],

@@ -19,6 +19,7 @@ from kitsattn.cli.options import (
 )
 from kitsattn.errors import KitsattnError
 from kitsattn.files import check_target
+from kitsattn.jobs import keep_freed_memory
 from kitsattn.notices import SYNTHETIC_MODEL_NOTICE
 from kitsattn.workspace import Workspace
 
@@ -110,6 +111,8 @@ def predict(
         model = newest_models(places)
         say(f"model: {', '.join(map(str, model))}")
     chosen = choose_device(device.value)
+    if chosen.type == "cpu":
+        keep_freed_memory()
     ensemble = load_ensemble(model, chosen, choose_precision(precision.value, chosen))
     rules = DEFAULT_RULES if min_volume is None else replace(DEFAULT_RULES, min_volume_ml=min_volume)
     with progress_bars() as progress:

@@ -18,6 +18,7 @@ from kitsattn.cli.console import (
 )
 from kitsattn.cli.options import Device, DeviceOption, JsonOption, Precision, PrecisionOption, WorkspaceOption
 from kitsattn.errors import KitsattnError
+from kitsattn.jobs import keep_freed_memory
 from kitsattn.words import plural
 from kitsattn.workspace import Workspace
 
@@ -100,7 +101,7 @@ def train(
         int | None,
         typer.Option(
             min=0,
-            help="Processes that draw batches. (default: one less than cores on a GPU, 1 on a CPU)",
+            help="Processes that draw batches. (default: one less than cores, up to 12; for a CPU 1, below 4 cores 0)",
             show_default=False,
         ),
     ] = None,
@@ -145,7 +146,10 @@ def train(
         batch_size=settings.batch_size if batch_size is None or batch_size == _AUTO else int(batch_size),
     )
     folder = places.runs / (run_name or f"{prepared.name}-{model}-{recipe_name}")
-    with join_ranks(choose_device(device.value)) as ranks:
+    kind = choose_device(device.value)
+    if kind.type == "cpu":
+        keep_freed_memory()
+    with join_ranks(kind) as ranks:
         if not ranks.leads:
             configure_logging(verbose=False, quiet=True)
         splits = _read_splits(prepared, ranks)
