@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib import import_module
 from typing import TypeVar
 
 import torch
@@ -101,6 +102,9 @@ def join_ranks(device: torch.device) -> Iterator[Ranks]:
             raise KitsattnError(msg)
         own = torch.device("cuda", local_rank)
         torch.cuda.set_device(own)
+    # Its functions have the default group as default argument. Imported later, as DistributedDataParallel does, they
+    # would keep it alive for good, and a thread of it that is at work when the interpreter ends aborts the process.
+    import_module("torch.distributed.nn.functional")
     distributed.init_process_group(
         "nccl" if own.type == "cuda" else "gloo", timeout=_PATIENCE, device_id=own if own.type == "cuda" else None
     )
@@ -110,8 +114,7 @@ def join_ranks(device: torch.device) -> Iterator[Ranks]:
         _drop_locals(error)
         raise
     finally:
-        # A network under DistributedDataParallel is a cycle that keeps the group's threads alive; one that is at work
-        # when the interpreter ends aborts the process.
+        # A network under DistributedDataParallel is a cycle that keeps the group alive.
         gc.collect()
         distributed.destroy_process_group()
 
