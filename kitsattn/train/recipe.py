@@ -89,7 +89,14 @@ def _demand(name: str, value: object, wanted: str, holds: bool) -> None:  # noqa
 RECIPES: Mapping[str, Recipe] = {
     "paper": Recipe(),
     # What measured best on phantoms in as many batches: docs/benchmarks.md, "The choices of the recipe modern".
-    "modern": Recipe(optimizer="adamw", learning_rate=1e-3, weight_decay=0.05, schedule="polynomial", ema_decay=0.99),
+    "modern": Recipe(
+        optimizer="adamw",
+        learning_rate=1e-3,
+        weight_decay=0.05,
+        schedule="polynomial",
+        ema_decay=0.99,
+        dice_over="regions",
+    ),
     "demo": Recipe(
         epochs=6,
         batches_per_epoch=160,
