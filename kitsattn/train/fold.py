@@ -13,7 +13,7 @@ import torch
 
 from kitsattn.batches.loader import BatchKey, BatchSettings, SlabBatch, SlabBatches, load_batches
 from kitsattn.errors import KitsattnError
-from kitsattn.jobs import Progress, available_cores, silent
+from kitsattn.jobs import Progress, silent
 from kitsattn.kernels.precision import mixed_precision
 from kitsattn.train.fit import largest_batch
 from kitsattn.train.job import BEST, JOURNAL, LAST, PROGRESS, FoldJob
@@ -70,8 +70,7 @@ def train_fold(
     if job.device.type == "cpu":
         # The batch processes have their cores: threads that wait for each other on a core that is taken
         # slow a step of small tensors down up to tenfold.
-        cores = available_cores() // job.ranks.local_size
-        torch.set_num_threads(max(1, min(threads, cores - job.workers)))
+        torch.set_num_threads(max(1, min(threads, job.ranks.cores - job.workers)))
     try:
         with signals_held_back(alone=job.ranks.size == 1) as asked:
             _train(

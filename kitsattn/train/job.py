@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 
-from kitsattn.jobs import available_cores
 from kitsattn.kernels.precision import Precision
 from kitsattn.labels import ScoringProtocol, protocol_of
 from kitsattn.models.registry import ModelConfig
@@ -87,7 +86,6 @@ def default_workers(device: torch.device, ranks: Ranks = ALONE) -> int:
     For a GPU all cores but its own, at most 12. On a CPU one core draws faster than many train, and on few of them
     training wants each: none below four cores, else one.
     """
-    cores = available_cores() // ranks.local_size
     if device.type == "cpu":
-        return int(cores >= _CORES_TO_SHARE)
-    return max(0, min(_MOST_WORKERS, cores - 1))
+        return int(ranks.cores >= _CORES_TO_SHARE)
+    return min(_MOST_WORKERS, ranks.cores - 1)

@@ -14,6 +14,7 @@ import torch
 from torch import distributed
 
 from kitsattn.errors import KitsattnError
+from kitsattn.jobs import available_cores
 
 Item = TypeVar("Item")
 
@@ -42,6 +43,11 @@ class Ranks:
     def leads(self) -> bool:
         """Whether this is the process that writes and reports."""
         return self.rank == 0
+
+    @property
+    def cores(self) -> int:
+        """How many of this machine's cores each process has."""
+        return max(1, available_cores() // self.local_size)
 
     @property
     def group(self) -> "distributed.ProcessGroup | None":

@@ -12,7 +12,7 @@ from kitsattn.errors import KitsattnError
 from kitsattn.files import atomic_path, unreadable
 from kitsattn.volume import nifti
 from kitsattn.volume.geometry import Geometry
-from kitsattn.volume.orientation import SPATIAL_AXES, canonical_grid, file_affine, layout
+from kitsattn.volume.orientation import RAS_FROM_LPS, SPATIAL_AXES, canonical_grid, file_affine, layout
 from kitsattn.volume.volume import FileGrid, Volume
 from kitsattn.volume.voxels import label_values, refuse_non_numbers, scan_values
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 OUTPUT_SUFFIXES = (*nifti.SUFFIXES, ".nrrd", ".mha")
 """Formats that label maps are written in: those that keep header and voxels in one file."""
 
-_RAS_FROM_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _MOST_VOXEL_BYTES = 8
 _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima", ".zip")
 _DICOM_MAGIC = b"DICM"
@@ -194,7 +193,7 @@ def _itk_grid(image: Any, path: Path) -> tuple[FileGrid, Geometry]:  # noqa: ANN
     affine[:3, 3] = image.GetOrigin()
     header = SimpleITK.Image([1, 1, 1], SimpleITK.sitkUInt8)
     _copy_grid(image, header)
-    return canonical_grid(image.GetSize(), _RAS_FROM_LPS @ affine, path, header)
+    return canonical_grid(image.GetSize(), RAS_FROM_LPS @ affine, path, header)
 
 
 def _write_itk(path: Path, labels: Volume, note: str | None, *, overwrite: bool) -> None:
@@ -205,7 +204,7 @@ def _write_itk(path: Path, labels: Volume, note: str | None, *, overwrite: bool)
     if isinstance(grid.header, SimpleITK.Image):
         _copy_grid(grid.header, image)
     else:
-        affine = _RAS_FROM_LPS @ file_affine(labels.geometry, grid)
+        affine = RAS_FROM_LPS @ file_affine(labels.geometry, grid)
         spacing = np.linalg.norm(affine[:3, :3], axis=0)
         image.SetSpacing(spacing.tolist())
         image.SetOrigin(affine[:3, 3].tolist())

@@ -11,6 +11,9 @@ from kitsattn.errors import KitsattnError
 from kitsattn.volume.geometry import Geometry, Shape, Triple
 from kitsattn.volume.volume import FileGrid
 
+RAS_FROM_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+"""Turns an affine of DICOM's and SimpleITK's world, (Left, Posterior, Superior), into NIfTI's."""
+
 SPATIAL_AXES = 3
 
 SHEAR_TOLERANCE = 0.01

@@ -18,7 +18,7 @@ from kitsattn.models import build_model, model_entry
 from kitsattn.preprocess.store import PreparedDataset
 from kitsattn.train.fold import train_fold
 from kitsattn.train.folds import make_splits
-from kitsattn.train.job import FoldJob
+from kitsattn.train.job import FoldJob, default_workers
 from kitsattn.train.ranks import Ranks, join_ranks
 from kitsattn.train.recipe import Recipe
 
@@ -201,3 +201,17 @@ def test_each_process_does_its_share() -> None:
     shares = [Ranks(rank=rank, size=3).share(range(8)) for rank in range(3)]
     assert sorted(case for share in shares for case in share) == list(range(8))
     assert Ranks().sums([1.0, 2.0]) == [1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("cores", "local_size", "cpu", "cuda"),
+    [(1, 1, 0, 0), (2, 1, 0, 1), (4, 1, 1, 3), (16, 1, 1, 12), (16, 4, 1, 3), (2, 4, 0, 0)],
+)
+def test_batches_are_drawn_on_cores_that_are_left(
+    monkeypatch: pytest.MonkeyPatch, cores: int, local_size: int, *, cpu: int, cuda: int
+) -> None:
+    """Each of several processes on a machine has its share of the cores; a CPU trains on all where they are few."""
+    monkeypatch.setattr("kitsattn.train.ranks.available_cores", lambda: cores)
+    ranks = Ranks(size=local_size, local_size=local_size)
+    assert default_workers(torch.device("cpu"), ranks) == cpu
+    assert default_workers(torch.device("cuda"), ranks) == cuda

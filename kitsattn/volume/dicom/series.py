@@ -25,13 +25,12 @@ from kitsattn.volume.dicom.decoder import Decoder, open_decoder
 from kitsattn.volume.dicom.headers import Frame, Headers, Image, read_headers
 from kitsattn.volume.dicom.pixels import check_format, read_stored
 from kitsattn.volume.dicom.stack import Slice, Stack, stack_slices
-from kitsattn.volume.orientation import canonical_grid
+from kitsattn.volume.orientation import RAS_FROM_LPS, canonical_grid
 from kitsattn.volume.volume import Volume
 from kitsattn.volume.voxels import scan_values
 from kitsattn.words import name_some, plural
 
 _CT = "CT"
-_RAS_FROM_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _HU_TYPES = ("", "HU", "US", "HU_MOD")
 """Units of rescaled values that are HU: not stated, stated, unspecified, and those of a mono-energetic image."""
 
@@ -102,7 +101,7 @@ def read_dicom(path: Path, series: str | None = None) -> Volume:
         slices = _placed_slices(images, notes, path)
         stack = stack_slices(slices, lambda one, other: _same_voxels(one, other, decoder, path), path)
         stored_order = _read_hu(stack, decoder, path).T
-    grid, geometry = canonical_grid(stored_order.shape, _RAS_FROM_LPS @ stack.affine, path, None)
+    grid, geometry = canonical_grid(stored_order.shape, RAS_FROM_LPS @ stack.affine, path, None)
     return Volume(grid.copy_canonical(stored_order), geometry, grid, (*notes, *stack.notes))
 
 
