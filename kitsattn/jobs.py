@@ -5,14 +5,15 @@ which on a cluster or a laptop means that memory ran out.
 """
 
 import ctypes
+import itertools
 import logging
 import os
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from logging.handlers import QueueHandler
 from pathlib import Path
 from queue import SimpleQueue
@@ -22,6 +23,8 @@ from kitsattn.errors import KitsattnError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+_Outcomes = Generator[tuple[Any, list[logging.LogRecord]], None, None]
+"""What cases gave or failed with, and what was logged meanwhile. Closed early, the cases under way end first."""
 
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _CGROUP_USES = ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory/memory.usage_in_bytes")
@@ -96,7 +99,7 @@ def run_cases(
     label: str = "cases",
     progress: Progress = silent,
 ) -> list[Result]:
-    """Run `work` over `cases` and stop at the first that fails.
+    """Run `work` over `cases` and begin no other after the first that fails.
 
     Args:
         work: A function of one case; with more than one worker it must be picklable.
@@ -112,10 +115,11 @@ def run_cases(
         KitsattnError: What `work` raised, or that a worker process was killed.
     """
     results = []
-    for result in _told(_on_this_machine(work, cases, workers), len(cases), label, progress):
-        if isinstance(result, Exception):
-            raise result
-        results.append(result)
+    with closing(_on_this_machine(work, cases, workers)) as stream:
+        for result in _told(stream, len(cases), label, progress):
+            if isinstance(result, Exception):
+                raise result
+            results.append(result)
     return results
 
 
@@ -151,20 +155,21 @@ def try_cases(
     """
     stream = _on_cluster(work, cases, scheduler) if scheduler else _on_this_machine(work, cases, workers, apart=apart)
     results: list[Result | KitsattnError] = []
-    for case, result in zip(cases, _told(stream, len(cases), label, progress), strict=True):
-        if isinstance(result, Exception) and not isinstance(result, KitsattnError):
-            # Whatever is wrong with one file, or with us, costs one case.
-            _log.debug("%s", case, exc_info=result)
-            defect = _summary(result)
-            results.append(
-                KitsattnError(f"{case}: {defect} (kitsattn -v shows where; if the file is sound, report it)")
-            )
-        else:
-            results.append(result)
+    with closing(stream):
+        for case, result in zip(cases, _told(stream, len(cases), label, progress), strict=True):
+            if isinstance(result, Exception) and not isinstance(result, KitsattnError):
+                # Whatever is wrong with one file, or with us, costs one case.
+                _log.debug("%s", case, exc_info=result)
+                defect = _summary(result)
+                results.append(
+                    KitsattnError(f"{case}: {defect} (kitsattn -v shows where; if the file is sound, report it)")
+                )
+            else:
+                results.append(result)
     return results
 
 
-def _told(stream: Iterable[tuple[Any, list[logging.LogRecord]]], total: int, label: str, progress: Progress) -> Any:  # noqa: ANN401 - results
+def _told(stream: _Outcomes, total: int, label: str, progress: Progress) -> Iterator[Any]:
     """Yield the results in `stream`, log here what the package logged there, and report the progress."""
     progress(label, 0, total)
     for done, (result, messages) in enumerate(stream, start=1):
@@ -238,7 +243,7 @@ class _Child(_Sent):
 
 def _on_this_machine(
     work: Callable[[Any], Any], cases: Sequence[Any], workers: int, *, apart: bool = False
-) -> Iterator[tuple[Any, list[logging.LogRecord]]]:
+) -> _Outcomes:
     """Run cases in this process, or in several; go on with the others where one of these is killed."""
     if workers == 1 and not apart:
         yield from ((_attempt(work, case), []) for case in cases)
@@ -251,9 +256,10 @@ def _on_this_machine(
         alone = workers == 1 or done < alone_until
         batch = cases[done : done + 1] if alone else cases[done:]
         try:
-            for outcome in _in_processes(child, batch, workers):
-                yield outcome
-                done += 1
+            with closing(_in_processes(child, batch, workers)) as outcomes:
+                for outcome in outcomes:
+                    yield outcome
+                    done += 1
         except TerminatedWorkerError:
             if alone:
                 yield _killed(cases[done]), []
@@ -267,19 +273,26 @@ def _on_this_machine(
                 warned = True
 
 
-def _in_processes(work: _Child, cases: Sequence[Any], workers: int) -> Iterable[Any]:
+def _in_processes(work: _Child, cases: Sequence[Any], workers: int) -> _Outcomes:
     from joblib import Parallel, delayed  # noqa: PLC0415 - brings numpy, which `kitsattn --help` does without
+    from joblib.externals.loky.process_executor import TerminatedWorkerError  # noqa: PLC0415 - the same
 
     # One process would be this one; of two, the other has nothing to do.
     parallel = Parallel(n_jobs=max(workers, 2), return_as="generator", pre_dispatch=workers, batch_size=1)
+    wanted = True
     with deaf_children():
-        outcomes: Iterable[Any] = parallel(delayed(work)(case) for case in cases)
-    return outcomes
+        outcomes = parallel(delayed(work)(case) for case in itertools.takewhile(lambda _: wanted, cases))
+    try:
+        for outcome in outcomes:  # noqa: UP028 - `yield from` would close them, and joblib cut short what is under way
+            yield outcome
+    finally:
+        wanted = False
+        with suppress(TerminatedWorkerError):
+            for _ in outcomes:
+                pass
 
 
-def _on_cluster(
-    work: Callable[[Any], Any], cases: Sequence[Any], scheduler: str
-) -> Iterator[tuple[Any, list[logging.LogRecord]]]:
+def _on_cluster(work: Callable[[Any], Any], cases: Sequence[Any], scheduler: str) -> _Outcomes:
     """Run cases on the workers of a Dask cluster, which gives what a dead worker left to another one."""
     try:
         from distributed import CancelledError, Client, KilledWorker  # noqa: PLC0415 - an extra

@@ -132,6 +132,28 @@ def test_running_cases_stops_at_the_first_that_fails(workers: int) -> None:
         run_cases(refuser(), [0, 1, 2], workers=workers)
 
 
+def test_no_case_is_at_work_or_begun_once_the_error_of_another_arrives(tmp_path: Path) -> None:
+    """The error is not left to the collection of garbage, in whatever thread that were; it comes when all is quiet."""
+
+    def work(value: int) -> None:
+        (tmp_path / f"begun{value}").touch()
+        if value == 0:
+            msg = "no"
+            raise KitsattnError(msg)
+        time.sleep(0.5)
+        (tmp_path / f"ended{value}").touch()
+
+    with pytest.raises(KitsattnError, match=r"^no$"):
+        run_cases(work, list(range(9)), workers=2)
+
+    at_once = sorted(tmp_path.iterdir())
+    time.sleep(0.7)
+    begun, ended = ({int(path.name[5:]) for path in tmp_path.glob(f"{word}*")} for word in ("begun", "ended"))
+    assert sorted(tmp_path.iterdir()) == at_once
+    assert begun - {0} == ended
+    assert begun <= {0, 1, 2, 3}  # joblib draws as many ahead as there are workers
+
+
 @pytest.mark.parametrize("fatal", [0, 3, 7])
 def test_a_killed_process_is_blamed_on_its_case_and_loses_no_other(
     fatal: int, caplog: pytest.LogCaptureFixture
