@@ -82,7 +82,7 @@ def test_requirements_are_not_capped() -> None:
 def test_every_import_is_declared() -> None:
     """Each library the package imports, however late, is one of its requirements and not another library's luck."""
     requirements = [Requirement(line) for line in importlib.metadata.requires("kitsattn") or []]
-    extras = [{"extra": "cluster"}, {"extra": "gpu"}, {"extra": "track"}]
+    extras = [{"extra": name} for name in ("cluster", "dicom", "export", "gpu", "track")]
     declared = {
         canonicalize_name(one.name)
         for one in requirements

@@ -1,14 +1,15 @@
-"""`kitsattn models`: the registered networks, and what a checkpoint says of itself."""
+"""`kitsattn models`: the registered networks, what a checkpoint says of itself, and its network for other programs."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from kitsattn.cli.console import print_json, print_result
-from kitsattn.cli.options import JsonOption
+from kitsattn.cli.console import print_json, print_result, warn
+from kitsattn.cli.options import JsonOption, OverwriteOption
+from kitsattn.notices import SYNTHETIC_MODEL_NOTICE
 
-app = typer.Typer(help="List the networks, or describe a network or a checkpoint.", no_args_is_help=True)
+app = typer.Typer(help="List the networks, describe or export a checkpoint.", no_args_is_help=True)
 
 
 @app.command("list")
@@ -47,6 +48,47 @@ def describe(
         print_json(content)
     else:
         print_result("\n".join(_lines(content)))
+
+
+@app.command("export")
+def export(
+    *,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Checkpoint.")],
+    output: Annotated[
+        Path,
+        typer.Argument(metavar="OUT", help="The suffix is the format: .onnx (extra `export`) or .pt2 (torch.export)."),
+    ],
+    overwrite: OverwriteOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Write a checkpoint's network for other programs: prepared slabs in, logits out, no kitsattn needed.
+
+    The file holds the weights and, as JSON, what `kitsattn models describe` says: how scans are prepared, the labels,
+    the provenance. It is compared with the original before it takes its name.
+
+    Example: kitsattn models export kitsattn-workspace/runs/demo/fold_0/best.safetensors demo.onnx
+    """
+    metadata = {**_checkpoint(file), "file": file.name}  # no folders of this machine in a file that travels
+
+    from kitsattn.checkpoint.export import export_checkpoint
+
+    result = export_checkpoint(file, output, metadata, overwrite=overwrite)
+    if result.synthetic:
+        warn(SYNTHETIC_MODEL_NOTICE)
+    if json:
+        print_json(
+            {
+                "input": str(file),
+                "output": str(output),
+                "slices": result.slices,
+                "classes": result.classes,
+                "difference": result.difference,
+                "synthetic": result.synthetic,
+            }
+        )
+    else:
+        shapes = f"(batch, {result.slices}, height, width) to {result.classes} logits a pixel"
+        print_result(f"{output}: {shapes}; differs from {file} by {result.difference:.1g} of the largest logit")
 
 
 def _network(name: str) -> dict[str, Any]:
