@@ -55,6 +55,29 @@ def read_scan(path: Path, series: str | None = None) -> Volume:
     return Volume(grid.copy_canonical(scan_values(stored, 1.0, 0.0, path)), geometry, grid)
 
 
+def from_image(image: Any) -> Volume:  # noqa: ANN401 - whatever a caller gives
+    """Turn a scan in memory, an image of nibabel or SimpleITK, into a volume.
+
+    Returns:
+        As `read_scan` does.
+
+    Raises:
+        KitsattnError: If it is neither, or not a scan of three axes with finite values and an orthogonal grid.
+    """
+    if hasattr(image, "dataobj"):
+        return nifti.from_image(image)
+    import SimpleITK  # noqa: PLC0415 - nibabel's users need not wait for it
+
+    if not isinstance(image, SimpleITK.Image):
+        msg = f"a scan is a path, an image of nibabel or one of SimpleITK, not {type(image).__name__}"
+        raise KitsattnError(msg)
+    name = Path("the image")
+    grid, geometry = _itk_grid(image, name)
+    stored = SimpleITK.GetArrayViewFromImage(image).T
+    refuse_non_numbers(stored.dtype, name)
+    return Volume(grid.copy_canonical(scan_values(stored, 1.0, 0.0, name)), geometry, grid)
+
+
 def read_labels(path: Path) -> Volume:
     """Read a label map from NIfTI (.nii, .nii.gz) or another format of SimpleITK (.nrrd, .mha, .mhd, …).
 
@@ -199,7 +222,21 @@ def _itk_grid(image: Any, path: Path) -> tuple[FileGrid, Geometry]:  # noqa: ANN
 def _write_itk(path: Path, labels: Volume, note: str | None, *, overwrite: bool) -> None:
     import SimpleITK  # noqa: PLC0415 - NIfTI users need not wait for it
 
-    grid = labels.source or layout("LPS", path)
+    image = to_itk(labels)
+    if note is not None:
+        image.SetMetaData("kitsattn", note)
+    with atomic_path(path, overwrite=overwrite) as temporary:
+        try:
+            SimpleITK.WriteImage(image, str(temporary), useCompression=True)
+        except RuntimeError as error:
+            raise OSError(str(error).strip().splitlines()[-1]) from error
+
+
+def to_itk(labels: Volume) -> "SimpleITK.Image":
+    """Return a label map as an image of SimpleITK, on the very grid of the image that its `source` came from."""
+    import SimpleITK  # noqa: PLC0415 - NIfTI users need not wait for it
+
+    grid = labels.source or layout("LPS", Path())
     image = SimpleITK.GetImageFromArray(np.ascontiguousarray(grid.to_file(labels.array).T))
     if isinstance(grid.header, SimpleITK.Image):
         _copy_grid(grid.header, image)
@@ -209,13 +246,7 @@ def _write_itk(path: Path, labels: Volume, note: str | None, *, overwrite: bool)
         image.SetSpacing(spacing.tolist())
         image.SetOrigin(affine[:3, 3].tolist())
         image.SetDirection((affine[:3, :3] / spacing).ravel().tolist())
-    if note is not None:
-        image.SetMetaData("kitsattn", note)
-    with atomic_path(path, overwrite=overwrite) as temporary:
-        try:
-            SimpleITK.WriteImage(image, str(temporary), useCompression=True)
-        except RuntimeError as error:
-            raise OSError(str(error).strip().splitlines()[-1]) from error
+    return image
 
 
 def _copy_grid(image: Any, target: "SimpleITK.Image") -> None:  # noqa: ANN401 - see above

@@ -17,8 +17,9 @@ from typing import IO, Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.arrayproxy import ArrayProxy
 from nibabel.nifti1 import Nifti1Extension
-from nibabel.spatialimages import HeaderDataError
+from nibabel.spatialimages import HeaderDataError, SpatialImage
 from numpy.typing import NDArray
 
 from kitsattn import __version__
@@ -113,13 +114,7 @@ def write_nifti(
     Raises:
         KitsattnError: If the file exists and may not be replaced, or cannot be written.
     """
-    grid = layout(axes, path)
-    affine = file_affine(volume.geometry, grid)
-    image = nib.Nifti1Image(grid.to_file(volume.array), affine, dtype=volume.array.dtype)
-    image.header.set_xyzt_units("mm")
-    image.set_sform(affine, code="scanner")
-    image.set_qform(affine, code="scanner")
-    _save(path, image, note, overwrite=overwrite)
+    _save(path, _new_image(volume, axes), note, overwrite=overwrite)
 
 
 def write_labels(path: Path, labels: Volume, *, note: str | None = None, overwrite: bool = False) -> None:
@@ -137,19 +132,77 @@ def write_labels(path: Path, labels: Volume, *, note: str | None = None, overwri
     Raises:
         KitsattnError: If the file exists and may not be replaced, or cannot be written.
     """
+    _save(path, to_image(labels), note, overwrite=overwrite)
+
+
+def from_image(image: SpatialImage) -> Volume:
+    """Turn a scan in nibabel's hands into a volume, by the rules of a file.
+
+    Args:
+        image: In HU; only its values are read, not kept.
+
+    Returns:
+        As `read_scan` does.
+
+    Raises:
+        KitsattnError: If it is not a scan of three axes with finite values and an orthogonal grid.
+    """
+    name = Path("the image")
+    kind = type(image) if isinstance(image, nib.Nifti1Image) else nib.Nifti1Image
+    # A new one, in whose header is what the image was given since it was loaded.
+    image = kind(image.dataobj, image.affine, image.header)
+    with _file_errors(name):
+        grid, geometry, notes = _read_grid(image.header, name)
+    slope, intercept = 1.0, 0.0
+    if isinstance(image.dataobj, ArrayProxy):
+        stored, slope, intercept = image.dataobj.get_unscaled(), image.dataobj.slope, image.dataobj.inter
+    else:
+        stored = np.asanyarray(image.dataobj)
+    stored = stored.reshape(stored.shape[:SPATIAL_AXES], order="F")
+    return Volume(grid.copy_canonical(scan_values(stored, slope, intercept, name)), geometry, grid, notes)
+
+
+def to_image(labels: Volume) -> nib.Nifti1Image:
+    """Return a label map as an image of nibabel, on the grid that `write_labels` writes onto."""
     source = labels.source
     if source is None or not isinstance(source.header, nib.Nifti1Header):
         axes = "RAS" if source is None else "".join(nib.aff2axcodes(file_affine(labels.geometry, source)))
-        write_nifti(path, labels, axes=axes, note=note, overwrite=overwrite)
-        return
+        return _new_image(labels, axes)
     header = source.header.copy()
     header.extensions.clear()
     header.set_data_dtype(np.uint8)
+    header.set_slope_inter(1, 0)
     header["cal_min"] = header["cal_max"] = 0
     header["descrip"] = b""
     image_class: type[nib.Nifti1Image] = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
     array = source.to_file(labels.array).reshape(header.get_data_shape(), order="F")
-    _save(path, image_class(array, None, header), note, overwrite=overwrite)
+    return image_class(array, header.get_best_affine(), header)
+
+
+def write_probabilities(
+    path: Path, labels: Volume, probabilities: NDArray[np.uint16], *, unit: int, note: str | None = None
+) -> None:
+    """Write the probabilities of all classes as NIfTI with a fourth axis, on the grid that `write_labels` writes onto.
+
+    Args:
+        path: Ends in .nii or .nii.gz; an existing file is replaced.
+        labels: The label map that was made from them.
+        probabilities: (classes, z, y, x), in units of 1 / `unit`; the file's slope makes them probabilities again.
+        unit: What stands for 1.
+        note: Where they come from; kept in the header, as an extension of the comment kind.
+
+    Raises:
+        KitsattnError: If the file cannot be written.
+    """
+    source = labels.source or layout("RAS", path)
+    array = np.stack([source.to_file(one) for one in probabilities], axis=-1)
+    affine = file_affine(labels.geometry, source)
+    image = nib.Nifti1Image(array, affine, dtype=np.uint16)
+    image.header.set_xyzt_units("mm")
+    image.header.set_slope_inter(1 / unit, 0)
+    image.set_sform(affine, code="scanner")
+    image.set_qform(affine, code="scanner")
+    _save(path, image, note, overwrite=True)
 
 
 def _read(path: Path, convert: Callable[[NDArray[Any], float, float, Path], NDArray[Any]]) -> Volume:
@@ -285,6 +338,17 @@ def _read_values(stream: IO[bytes], header: nib.Nifti1Header) -> NDArray[Any]:
     while stream.read(_BLOCK_BYTES):
         pass
     return values
+
+
+def _new_image(volume: Volume, axes: str) -> nib.Nifti1Image:
+    """Return an image by a volume's geometry, in mm; its axes run to `axes`."""
+    grid = layout(axes, Path())
+    affine = file_affine(volume.geometry, grid)
+    image = nib.Nifti1Image(grid.to_file(volume.array), affine, dtype=volume.array.dtype)
+    image.header.set_xyzt_units("mm")
+    image.set_sform(affine, code="scanner")
+    image.set_qform(affine, code="scanner")
+    return image
 
 
 def _save(path: Path, image: nib.Nifti1Image, note: str | None, *, overwrite: bool) -> None:

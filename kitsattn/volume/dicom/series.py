@@ -11,7 +11,7 @@ number, description and UID, and errors also the names of files. Names and IDs o
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from kitsattn.errors import KitsattnError
 from kitsattn.jobs import available_memory
-from kitsattn.volume.archive import members, printable
+from kitsattn.volume.archive import Member, members, printable
 from kitsattn.volume.dicom.decoder import Decoder, open_decoder
 from kitsattn.volume.dicom.headers import Frame, Headers, Image, read_headers
 from kitsattn.volume.dicom.pixels import check_format, read_stored
@@ -91,18 +91,37 @@ def read_dicom(path: Path, series: str | None = None) -> Volume:
             at one place, tilted, irregular, of several sizes or planes, damaged or not in HU, or memory is short.
     """
     with members(path) as files, open_decoder() as decoder:
-        headers = read_headers(files)
-        _refuse_damaged(headers, path)
-        every = _by_series(headers.images)
-        images = _choose(every, series, path)
-        notes = [_chosen_note(images, every)]
-        if headers.other_files:
-            notes.append(f"Ignored {plural(headers.other_files, 'file')} of other kinds.")
-        slices = _placed_slices(images, notes, path)
-        stack = stack_slices(slices, lambda one, other: _same_voxels(one, other, decoder, path), path)
+        stack = find_stack(files, series, decoder, path)
         stored_order = _read_hu(stack, decoder, path).T
     grid, geometry = canonical_grid(stored_order.shape, RAS_FROM_LPS @ stack.affine, path, None)
-    return Volume(grid.copy_canonical(stored_order), geometry, grid, (*notes, *stack.notes))
+    return Volume(grid.copy_canonical(stored_order), geometry, grid, stack.notes)
+
+
+def find_stack(files: Iterable[Member], series: str | None, decoder: Decoder, path: Path) -> Stack:
+    """Find the slices of a CT series among files, sort them and check that they form one volume.
+
+    Args:
+        files: Of a folder or archive, open.
+        series: Which series, as in `read_dicom`.
+        decoder: Decodes compressed slices where two lie at one place.
+        path: The folder or archive; named in errors.
+
+    Returns:
+        The slices. Their notes name the series.
+
+    Raises:
+        KitsattnError: As `read_dicom`, but for the voxels.
+    """
+    headers = read_headers(files)
+    _refuse_damaged(headers, path)
+    every = _by_series(headers.images)
+    images = _choose(every, series, path)
+    notes = [_chosen_note(images, every)]
+    if headers.other_files:
+        notes.append(f"Ignored {plural(headers.other_files, 'file')} of other kinds.")
+    slices = _placed_slices(images, notes, path)
+    stack = stack_slices(slices, lambda one, other: _same_voxels(one, other, decoder, path), path)
+    return replace(stack, notes=(*notes, *stack.notes))
 
 
 def _refuse_damaged(headers: Headers, path: Path) -> None:
@@ -243,8 +262,7 @@ def _hu(stored: NDArray[Any], item: Slice, path: Path) -> NDArray[Any]:
 
 def _read_hu(stack: Stack, decoder: Decoder, path: Path) -> NDArray[Any]:
     """Read the voxels of all slices, (slice, row, column)."""
-    first = stack.slices[0].image
-    shape = (len(stack.slices), first.rows, first.columns)
+    shape = stack.shape
     whole = all(float(value).is_integer() for item in stack.slices for value in _rescale(item.frame))
     dtype = np.dtype(np.int16 if whole else np.float32)
     needed = math.prod(shape) * dtype.itemsize

@@ -67,6 +67,11 @@ class Stack:
     affine: NDArray[np.float64]
     notes: tuple[str, ...]
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Number of slices, rows and columns."""
+        return (len(self.slices), self.slices[0].image.rows, self.slices[0].image.columns)
+
 
 def stack_slices(slices: Sequence[Slice], same_voxels: Callable[[Slice, Slice], bool], path: Path) -> Stack:
     """Sort the slices of a series and check that they form one volume.
@@ -84,12 +89,12 @@ def stack_slices(slices: Sequence[Slice], same_voxels: Callable[[Slice, Slice], 
     kept = _without_localizers(slices, notes)
     _refuse_different(kept, path)
     along_row, along_column, normal = _axes(kept[0], path)
-    kept = sorted(kept, key=lambda item: (float(_position(item) @ normal), item.image.member.name, item.index))
+    kept = sorted(kept, key=lambda item: (float(position_of(item) @ normal), item.image.member.name, item.index))
     kept = _without_duplicates(kept, normal, same_voxels, notes, path)
     if len(kept) == 1:
         msg = f"{path} holds one slice of its series, and a scan has several: name the folder with all of them"
         raise KitsattnError(msg)
-    positions = np.array([_position(item) for item in kept])
+    positions = np.array([position_of(item) for item in kept])
     _refuse_gaps(positions @ normal, kept, path)
     step = _regular_step(positions, normal, kept, notes, path)
     tilt = step / np.linalg.norm(step)
@@ -109,7 +114,8 @@ def stack_slices(slices: Sequence[Slice], same_voxels: Callable[[Slice, Slice], 
     return Stack(tuple(kept), affine, tuple(notes))
 
 
-def _position(item: Slice) -> NDArray[np.float64]:
+def position_of(item: Slice) -> NDArray[np.float64]:
+    """Return where the first voxel of a slice of a stack lies, in mm towards Left, Posterior, Superior."""
     position = item.frame.position
     assert position is not None
     return position
@@ -182,10 +188,10 @@ def _without_duplicates(
     kept = [slices[0]]
     for item in slices[1:]:
         before = kept[-1]
-        if abs(float((_position(item) - _position(before)) @ normal)) > SAME_PLACE_MM:
+        if abs(float((position_of(item) - position_of(before)) @ normal)) > SAME_PLACE_MM:
             kept.append(item)
             continue
-        apart = float(np.linalg.norm(_position(item) - _position(before)))
+        apart = float(np.linalg.norm(position_of(item) - position_of(before)))
         if apart > ACROSS_TOLERANCE * float(_spacing(item).min()) or not same_voxels(before, item):
             numbers = sorted({before.image.acquisition, item.image.acquisition} - {""})
             acquisitions = f" (acquisitions {' and '.join(numbers)})" if len(numbers) > 1 else ""
