@@ -10,6 +10,24 @@ The data's path, one folder a step:
 6. `predict` turns a scan into a label map on the scan's own grid.
 7. `evaluate` turns label maps into scores; `figures` draws what the commands show.
 8. `cli` is what people type: download, preprocess, train, predict, evaluate, models, demo.
+
+From Python, `kitsattn.segment(image)` does what `kitsattn predict` does; see `predict/segment.py`.
 """
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kitsattn.predict.segment import load_model, segment
+
 __version__ = "0.1.0"
+__all__ = ["load_model", "segment"]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - a function
+    """Import a function when it is first asked for: `import kitsattn` alone takes no time."""
+    if name not in __all__:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    from kitsattn.predict import segment  # noqa: PLC0415 - see above
+
+    return getattr(segment, name)

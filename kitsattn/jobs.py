@@ -158,15 +158,23 @@ def try_cases(
     with closing(stream):
         for case, result in zip(cases, _told(stream, len(cases), label, progress), strict=True):
             if isinstance(result, Exception) and not isinstance(result, KitsattnError):
-                # Whatever is wrong with one file, or with us, costs one case.
-                _log.debug("%s", case, exc_info=result)
-                defect = _summary(result)
-                results.append(
-                    KitsattnError(f"{case}: {defect} (kitsattn -v shows where; if the file is sound, report it)")
-                )
+                results.append(unforeseen(case, result))
             else:
                 results.append(result)
     return results
+
+
+def unforeseen(case: object, error: Exception) -> KitsattnError:
+    """Return what is told of an error that nobody foresaw: whatever is wrong with one file, or with us, costs one case.
+
+    Args:
+        case: `str` of it is its name.
+        error: What the work on it raised; its traceback is logged for `kitsattn -v`.
+    """
+    if isinstance(error, MemoryError):
+        return KitsattnError(f"{case}: memory ran out: {_MORE_MEMORY}")
+    _log.debug("%s", case, exc_info=error)
+    return KitsattnError(f"{case}: {_summary(error)} (kitsattn -v shows where; if the file is sound, report it)")
 
 
 def _told(stream: _Outcomes, total: int, label: str, progress: Progress) -> Iterator[Any]:
@@ -183,8 +191,8 @@ def _attempt(work: Callable[[Any], Any], case: Any) -> Any:  # noqa: ANN401 - wh
     """Return the result of a case, or what went wrong: what a case raises is one of its outcomes."""
     try:
         return work(case)
-    except MemoryError:
-        return KitsattnError(f"{case}: memory ran out: {_MORE_MEMORY}")
+    except MemoryError as error:
+        return unforeseen(case, error)
     except Exception as error:  # noqa: BLE001 - any: the caller decides what it means for the other cases
         return error
 

@@ -1,4 +1,4 @@
-"""The processes that train together: `torchrun` starts them, one a GPU, and each is called a rank."""
+"""The processes that work together: `torchrun` starts them, one a GPU, and each is called a rank."""
 
 import gc
 import os
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib import import_module
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import distributed
@@ -25,7 +25,7 @@ _PATIENCE = timedelta(minutes=30)
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes that train together, as one of them sees them.
+    """The processes that work together, as one of them sees them.
 
     Attributes:
         rank: Number of this process, from 0.
@@ -70,6 +70,14 @@ class Ranks:
         """Wait until all are here."""
         self.sums([0.0])
 
+    def gather(self, item: Item) -> list[Item]:
+        """Return what each process has, in their order; it is pickled."""
+        if self.size == 1:
+            return [item]
+        items: list[Item | None] = [None] * self.size
+        distributed.all_gather_object(items, item)
+        return cast("list[Item]", items)
+
     def _reduced(self, values: Sequence[float], operation: "distributed.ReduceOp.RedOpType") -> list[float]:
         if self.size == 1:
             return list(values)
@@ -97,7 +105,7 @@ def join_ranks(device: torch.device) -> Iterator[Ranks]:
         yield Ranks(device=device)
         return
     if device.type not in {"cpu", "cuda"}:
-        msg = f"{size} processes cannot train together on {device.type}: use one, or --device cpu"
+        msg = f"{size} processes cannot work together on {device.type}: use one, or --device cpu"
         raise KitsattnError(msg)
     local_rank, local_size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     own = _CPU

@@ -10,7 +10,13 @@ import pytest
 import kitsattn
 
 PACKAGE = Path(kitsattn.__file__).parent
-DOORS = ("kernels/__init__.py", "kernels/aspp/__init__.py", "kernels/attention/__init__.py", "models/__init__.py")
+DOORS = (
+    "__init__.py",  # only when `segment` is asked for
+    "kernels/__init__.py",
+    "kernels/aspp/__init__.py",
+    "kernels/attention/__init__.py",
+    "models/__init__.py",
+)
 TORCH_FREE = ("labels", "config", "volume", "datasets", "figures", "preprocess", "evaluate", "checkpoint.header")
 
 IMPORT_ALL = """

@@ -1,13 +1,15 @@
-"""`kitsattn predict`: one scan in, one label map out."""
+"""`kitsattn predict`: one scan in, one label map out; or a folder of them."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kitsattn.cli.console import print_json, print_result, progress_bars, say, warn
+from kitsattn.cli.console import configure_logging, print_json, print_result, progress_bars, say, warn
 from kitsattn.cli.options import (
     Device,
     DeviceOption,
@@ -21,23 +23,49 @@ from kitsattn.errors import KitsattnError
 from kitsattn.files import check_target
 from kitsattn.jobs import keep_freed_memory
 from kitsattn.notices import SYNTHETIC_MODEL_NOTICE
+from kitsattn.words import plural
 from kitsattn.workspace import Workspace
 
 if TYPE_CHECKING:
-    from kitsattn.predict.run import Prediction
+    from kitsattn.predict.case import Prediction
+    from kitsattn.predict.cases import PredictionCase
+
+MODEL_VARIABLE = "KITSATTN_MODEL"
+
+
+class Format(StrEnum):
+    """Choices of --format."""
+
+    nifti = "nii.gz"
+    unpacked_nifti = "nii"
+    nrrd = "nrrd"
+    mha = "mha"
+    dicom = "dicom-seg"
+
+
+class Augmentation(StrEnum):
+    """Choices of --tta."""
+
+    none = "none"
+    flips = "flips"
 
 
 def predict(
     *,
-    scan: Annotated[
+    source: Annotated[
         Path,
-        typer.Argument(metavar="IN", help="CT scan in HU: NIfTI, NRRD, MHA, MHD; a folder or .zip of DICOM files."),
+        typer.Argument(
+            metavar="IN",
+            help="CT scan in HU: NIfTI, NRRD, MHA, MHD; a folder or .zip of DICOM files. "
+            "Or many: a KiTS folder, a folder of scans, a .txt with one path a line.",
+        ),
     ],
     output: Annotated[
         Path | None,
         typer.Argument(
             metavar="OUT",
-            help="Label map, on the scan's own grid; the suffix is the format. (default: predictions/CASE.nii.gz)",
+            help="Label map, on the scan's own grid; the suffix is the format. For many scans a folder. "
+            "(default: predictions/CASE.nii.gz)",
             show_default=False,
         ),
     ] = None,
@@ -45,7 +73,8 @@ def predict(
         list[Path] | None,
         typer.Option(
             metavar="FILE",
-            help="Checkpoint; name several to average them. (default: all folds of the newest run)",
+            help=f"Checkpoint; name several to average them. (default: ${MODEL_VARIABLE}, else all folds of the newest "
+            "run)",
             show_default=False,
         ),
     ] = None,
@@ -57,6 +86,21 @@ def predict(
             show_default=False,
         ),
     ] = None,
+    format_: Annotated[
+        Format | None,
+        typer.Option(
+            "--format",
+            help="Of label maps that are named by their scan, not by OUT. dicom-seg, or an OUT that ends in .dcm, is a "
+            "DICOM Segmentation of a DICOM scan. (default: nii.gz)",
+            show_default=False,
+        ),
+    ] = None,
+    tta: Annotated[
+        Augmentation, typer.Option(help="Test-time augmentation; flips averages four mirror images: slower, smoother.")
+    ] = Augmentation.none,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="Look at slices 10 mm apart first, then only around what was found.")
+    ] = False,
     post_process: Annotated[
         bool,
         typer.Option(
@@ -74,84 +118,222 @@ def predict(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Write volumes, diameters, attenuation and sides of kidneys and masses as JSON.",
+            help="Write volumes, diameters, attenuation and sides of kidneys and masses as JSON; for many scans a "
+            "folder.",
             show_default=False,
         ),
     ] = None,
+    preview: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PNG", help="Draw slices with contours; for many scans a folder of pictures.", show_default=False
+        ),
+    ] = None,
+    probabilities: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write the probabilities of all classes as 4-D NIfTI; for many scans a folder.",
+            show_default=False,
+        ),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="HTML", help="Write one page with volumes and pictures of all scans.", show_default=False),
+    ] = None,
     device: DeviceOption = Device.auto,
     precision: PrecisionOption = Precision.auto,
-    batch_size: Annotated[int, typer.Option(min=1, help="Slices in one forward pass.")] = 4,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Slices in one forward pass. (default: 4 on a CPU, 16 on a GPU, less where memory is short)",
+            show_default=False,
+        ),
+    ] = None,
+    overlap: Annotated[
+        float, typer.Option(min=0.0, max=0.9, help="Share of a window that its neighbour covers too, in large slices.")
+    ] = 0.5,
     overwrite: OverwriteOption = False,
     workspace: WorkspaceOption = None,
     json: JsonOption = False,
 ) -> None:
     """Segment kidneys (1) and tumours (2) in a CT scan; the output has the scan's shape, affine and units.
 
+    Many scans: those whose label map is there are skipped, one that fails does not stop the others.
+    Several processes under torchrun share them.
+
     Research use only, not a medical device. A model trained on synthetic phantoms is used only when --model names it.
 
     Example: kitsattn predict in.nii.gz out.nii.gz
     """
-    from kitsattn.datasets.kits import scan_name
-
     places = Workspace.choose(workspace)
-    if output is None:
-        output = places.predictions / f"{scan_name(scan)}.nii.gz"
-        say(f"output: {output}")
-    _check_output(scan, output, overwrite=overwrite)
-    if statistics is not None:
-        check_target(statistics, scan, overwrite=overwrite)
+    many, cases = _choose_cases(source, output, places, format_)
+    cases = [
+        replace(
+            case,
+            series=series,
+            statistics=_beside(statistics, case.name, ".json", many=many),
+            preview=_beside(preview, case.name, ".png", many=many),
+            probabilities=_beside(probabilities, case.name, ".nii.gz", many=many),
+            pictured=report is not None,
+        )
+        for case in cases
+    ]
+    finished = [case.name for case in cases if case.target.exists()] if many and not overwrite else []
+    for case in cases:
+        if case.name not in finished:
+            _check_outputs(case, report, overwrite=overwrite, many=many)
+    if finished:
+        say(f"{len(finished)} of {plural(len(cases), 'case')} finished earlier (--overwrite does them again)")
 
     # Only now: loading torch takes seconds, and what is wrong with the paths is known without it.
-    from kitsattn.kernels.precision import choose_device, choose_precision
-    from kitsattn.predict.infer import load_ensemble
-    from kitsattn.predict.run import DEFAULT_RULES, predict_file
-    from kitsattn.predict.select import newest_models
+    import torch
 
-    if not model:
-        model = newest_models(places)
-        say(f"model: {', '.join(map(str, model))}")
+    from kitsattn.kernels.precision import choose_device, choose_precision
+    from kitsattn.predict.case import DEFAULT_RULES
+    from kitsattn.predict.infer import Inference, load_ensemble
+    from kitsattn.predict.run import predict_cases
+    from kitsattn.ranks import join_ranks
+
+    model = model or _default_models(places)
     chosen = choose_device(device.value)
     if chosen.type == "cpu":
         keep_freed_memory()
-    ensemble = load_ensemble(model, chosen, choose_precision(precision.value, chosen))
     rules = DEFAULT_RULES if min_volume is None else replace(DEFAULT_RULES, min_volume_ml=min_volume)
-    with progress_bars() as progress:
-        result = predict_file(
+    with join_ranks(chosen) as ranks, progress_bars() as progress:
+        if ranks.size > 1:
+            torch.set_num_threads(ranks.cores)
+        if not ranks.leads:
+            configure_logging(verbose=False, quiet=True)
+        finished = ranks.gather(finished)[0]  # by now another process may have finished one that this one lacked
+        cases = [case for case in cases if case.name not in finished]
+        ensemble = load_ensemble(model, ranks.device, choose_precision(precision.value, ranks.device))
+        own = predict_cases(
             ensemble,
-            scan,
-            output,
-            series=series,
+            ranks.share(cases),
+            Inference(batch_size=batch_size, flips=tta is Augmentation.flips, overlap=overlap, fast=fast),
             rules=rules if post_process else None,
-            statistics=statistics,
-            batch_size=batch_size,
             overwrite=overwrite,
             progress=progress,
         )
-    if result.synthetic:
+        shares = ranks.gather(own)
+        if not ranks.leads:
+            return
+    results = {case.name: shares[number % len(shares)][number // len(shares)] for number, case in enumerate(cases)}
+    if ensemble.synthetic:
         warn(SYNTHETIC_MODEL_NOTICE)
-    if json:
-        print_json(_to_json(result))
-    else:
-        volumes = ", ".join(f"{name} {ml:.1f} ml" for name, ml in result.volumes_ml.items())
-        print_result(f"{output}: {volumes}")
+    if report is not None:
+        from kitsattn.predict.report import write_report
+
+        write_report(report, ensemble, results, finished=finished)
+        say(f"report: {report}")
+    _tell(results, many=many, json=json)
 
 
-def _check_output(scan: Path, output: Path, *, overwrite: bool) -> None:
-    """Refuse an output that cannot be written, before any work is put into it."""
+def _choose_cases(
+    source: Path, output: Path | None, places: Workspace, chosen: Format | None
+) -> "tuple[bool, list[PredictionCase]]":
+    """Return whether many scans were named, and what is predicted; say where it goes if that was not named."""
+    from kitsattn.datasets.kits import scan_name
+    from kitsattn.predict.cases import DICOM_SUFFIX, PredictionCase, find_cases, holds_cases
+    from kitsattn.volume.formats import OUTPUT_SUFFIXES
+
+    suffix = DICOM_SUFFIX if chosen is Format.dicom else f".{chosen or Format.nifti}"
+    is_file = output is not None and output.name.lower().endswith((*OUTPUT_SUFFIXES, DICOM_SUFFIX))
+    name = scan_name(source)
+    if holds_cases(source) or (source.is_dir() and output is not None and not is_file):
+        if is_file:
+            msg = f"{source} holds several scans, and {output} is one file: name a folder for their label maps"
+            raise KitsattnError(msg)
+        folder = output or places.predictions / name
+        if output is None:
+            say(f"output: {folder}")
+        return True, find_cases(source, folder, suffix)
+    if output is None:
+        output = places.predictions / f"{name}{suffix}"
+        say(f"output: {output}")
+    elif output.is_dir():
+        output /= f"{name}{suffix}"
+    elif chosen and not output.name.lower().endswith(suffix):
+        msg = f"{output} is not named as --format {chosen} is: name it {suffix}, or leave --format out"
+        raise KitsattnError(msg)
+    return False, [PredictionCase(name=name, source=source, target=output)]
+
+
+def _beside(path: Path | None, name: str, suffix: str, *, many: bool) -> Path | None:
+    """Return the file of one case: the one that was named, or one in the folder that was named for many."""
+    return path / f"{name}{suffix}" if many and path is not None else path
+
+
+def _check_outputs(case: "PredictionCase", report: Path | None, *, overwrite: bool, many: bool) -> None:
+    """Refuse outputs that cannot be written, before any work is put into them.
+
+    Of many scans, what lies beside a label map that is not there is from a run that was stopped, and is replaced.
+    """
+    from kitsattn.predict.cases import DICOM_SUFFIX
     from kitsattn.volume.formats import check_output
 
-    check_output(output)
-    folder = next(folder for folder in output.absolute().parents if folder.exists())
-    if not (folder.is_dir() and os.access(folder, os.W_OK)):
-        msg = f"{output} cannot be written: {folder} is no folder that you may write to; name another output"
+    if case.target.suffix.lower() != DICOM_SUFFIX:
+        check_output(case.target)
+    for path, suffixes in (
+        (case.target, ()),
+        (case.statistics, (".json",)),
+        (case.preview, (".png",)),
+        (case.probabilities, (".nii.gz", ".nii")),
+        (report, (".html", ".htm")),
+    ):
+        if path is None:
+            continue
+        if suffixes and not path.name.lower().endswith(suffixes):
+            msg = f"{path} has no suffix of its format: name it {' or '.join(suffixes)}"
+            raise KitsattnError(msg)
+        folder = next(folder for folder in path.absolute().parents if folder.exists())
+        if not (folder.is_dir() and os.access(folder, os.W_OK)):
+            msg = f"{path} cannot be written: {folder} is no folder that you may write to; name another output"
+            raise KitsattnError(msg)
+        check_target(path, case.source, overwrite=overwrite or many or path == report)
+
+
+def _default_models(places: Workspace) -> list[Path]:
+    """Return the checkpoints to use where none is named, and say which."""
+    from kitsattn.predict.select import newest_models
+
+    named = os.environ.get(MODEL_VARIABLE)
+    models = [Path(path) for path in named.split(os.pathsep)] if named else newest_models(places)
+    say(f"model: {', '.join(map(str, models))}")
+    return models
+
+
+def _tell(results: "Mapping[str, Prediction | KitsattnError]", *, many: bool, json: bool) -> None:
+    """Print what was predicted; raise the error of a single scan, or count those of many."""
+    errors = {name: result for name, result in results.items() if isinstance(result, KitsattnError)}
+    if not many:
+        for error in errors.values():
+            raise error
+    predictions = [result for result in results.values() if not isinstance(result, KitsattnError)]
+    if json:
+        contents = [_to_json(result) for result in predictions]
+        contents += [{"case": name, "error": str(error)} for name, error in errors.items()]
+        print_json(contents if many else contents[0])
+    else:
+        from kitsattn.predict.case import describe_volumes
+
+        for result in predictions:
+            print_result(f"{result.case.target}: {describe_volumes(result.volumes_ml)}")
+    for error in errors.values():
+        warn(str(error))
+    if errors:
+        of_all = f"{len(errors)} of {plural(len(results), 'case')}"
+        msg = f"{of_all} could not be predicted: mend or remove them, and run the command again"
         raise KitsattnError(msg)
-    check_target(output, scan, overwrite=overwrite)
 
 
 def _to_json(result: "Prediction") -> dict[str, object]:
     return {
-        "input": str(result.source),
-        "output": str(result.target),
+        "case": result.case.name,
+        "input": str(result.case.source),
+        "output": str(result.case.target),
         "volumes_ml": result.volumes_ml,
         "postprocessing": None if result.postprocessing is None else result.postprocessing.to_json()["steps"],
         "notes": list(result.notes),

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from kitsattn.evaluate.run import Scores
     from kitsattn.models.registry import ModelConfig
     from kitsattn.preprocess.store import PreparedDataset
+    from kitsattn.ranks import Ranks
     from kitsattn.train.folds import Split
     from kitsattn.train.job import FoldJob
     from kitsattn.train.journal import EpochRecord
-    from kitsattn.train.ranks import Ranks
     from kitsattn.train.run import FoldResult
 
 _DEFAULT_MODEL = "attention-deeplab-r50"
@@ -128,9 +128,9 @@ def train(
     from kitsattn.cli.live import training_display
     from kitsattn.kernels.precision import choose_device, choose_precision
     from kitsattn.preprocess.store import open_dataset
+    from kitsattn.ranks import join_ranks
     from kitsattn.train.fit import choose_batch_size
     from kitsattn.train.job import FoldJob, default_workers
-    from kitsattn.train.ranks import join_ranks
     from kitsattn.train.recipe import find_recipe
     from kitsattn.train.run import train_run
     from kitsattn.train.tensorboard import EventWriter

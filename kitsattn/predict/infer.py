@@ -1,16 +1,17 @@
 """Networks at work: an ensemble of checkpoints that turns prepared slices into mean probabilities."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from kitsattn.batches.slabs import slab_indices, slice_step, window_overlap
+from kitsattn.blocks.folding import fold_batch_norm
 from kitsattn.checkpoint.file import load_checkpoint, load_model
 from kitsattn.checkpoint.header import Header
 from kitsattn.config import from_json
@@ -19,6 +20,39 @@ from kitsattn.kernels.precision import Precision, mixed_precision, to_device
 from kitsattn.models import model_entry
 from kitsattn.predict.windows import cover, importance
 from kitsattn.preprocess.plan import Plan
+
+_MIRRORED: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))
+"""The axes that test-time augmentation flips; training mirrors the same ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inference:
+    """How networks are run over a scan.
+
+    Attributes:
+        batch_size: Slabs in one forward pass; None takes what suits the device, and less where its memory is short.
+        flips: Whether the probabilities are averaged over the four mirror images in-plane (test-time augmentation).
+        overlap: Share of a window that lies in its neighbour too, where a slice needs several; in [0, 1).
+        fast: Whether slices far from any kidney are left out; `predict.scan` says how they are found.
+    """
+
+    batch_size: int | None = None
+    flips: bool = False
+    overlap: float = 0.5
+    fast: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ValueError: If one of them is out of range.
+        """
+        if self.batch_size is not None and self.batch_size < 1:
+            msg = f"batch_size must be 1 or more, got {self.batch_size}"
+            raise ValueError(msg)
+        if not 0 <= self.overlap < 1:
+            msg = f"overlap must be in [0, 1), got {self.overlap}"
+            raise ValueError(msg)
 
 
 @dataclass(frozen=True)
@@ -62,7 +96,7 @@ class Ensemble:
 
 
 def load_ensemble(paths: Sequence[Path], device: torch.device, precision: Precision) -> Ensemble:
-    """Load checkpoints onto a device.
+    """Load checkpoints onto a device, their batch normalisations folded into the convolutions before them.
 
     Raises:
         KitsattnError: If a file is no checkpoint, or two of them were trained with different plans or labels.
@@ -76,7 +110,9 @@ def load_ensemble(paths: Sequence[Path], device: torch.device, precision: Precis
             msg = f"{paths[0]} and {path} have different preprocessing plans or labels: name models of one run"
             raise KitsattnError(msg)
         config = model_entry(header.model).read_config(header.config, f"{path}: model settings")
-        model = to_device(load_model(checkpoint, str(path)), device)
+        model = load_model(checkpoint, str(path))
+        fold_batch_norm(model)
+        model = to_device(model, device)
         members.append(Member(model, config.slices, config.slab_step_mm))
     plan = from_json(Plan, first.plan, f"{paths[0]}: plan")
     headers = tuple(checkpoint.header for checkpoint in checkpoints)
@@ -92,12 +128,14 @@ def reach(ensemble: Ensemble, slice_spacing_mm: float) -> int:
 def predict_block(
     ensemble: Ensemble,
     slices: NDArray[np.float32],
-    centres: range,
+    centres: Sequence[int],
     *,
     slice_spacing_mm: float,
     batch_size: int,
+    flips: bool = False,
+    overlap: float = 0.5,
 ) -> NDArray[np.float32]:
-    """Predict the centre slices of a block.
+    """Predict centre slices of a block.
 
     Args:
         ensemble: The networks.
@@ -106,9 +144,11 @@ def predict_block(
         centres: Which of them to predict.
         slice_spacing_mm: Distance of the slices.
         batch_size: Slabs in one forward pass.
+        flips: See `Inference`.
+        overlap: See `Inference`.
 
     Returns:
-        Mean probabilities over networks and windows, (classes, centres, height, width), float32.
+        Mean probabilities over networks, mirror images and windows, (classes, centres, height, width), float32.
     """
     height, width = slices.shape[1:]
     size = ensemble.plan.patch_size
@@ -116,21 +156,30 @@ def predict_block(
     total = torch.zeros((len(centres), ensemble.classes, height, width), device=ensemble.device)
     weight_sum = torch.zeros((height, width), device=ensemble.device)
     data = torch.from_numpy(slices).to(ensemble.device)
-    for window in cover((height, width), size):
+    mirrored = _MIRRORED if flips else _MIRRORED[:1]
+    for window in cover((height, width), size, overlap):
         rows, own_rows = window_overlap(window.top, size[0], height)
         columns, own_columns = window_overlap(window.left, size[1], width)
         inside = weights[own_rows, own_columns]
         missing = (own_columns.start, size[1] - own_columns.stop, own_rows.start, size[0] - own_rows.stop)
         cut = pad(data[:, rows, columns], missing, value=ensemble.plan.air)
         for member in ensemble.members:
-            step = slice_step(member.slab_step_mm, slice_spacing_mm)
-            for start in range(0, len(centres), batch_size):
-                batch = centres[start : start + batch_size]
-                indices = np.stack([slab_indices(centre, len(slices), member.slices, step) for centre in batch])
-                slabs = cut[torch.from_numpy(indices).to(ensemble.device)]
-                with mixed_precision(ensemble.device, ensemble.precision):
-                    logits = member.model(slabs.contiguous(memory_format=torch.channels_last))
-                probabilities = torch.softmax(logits.float(), dim=1)[..., own_rows, own_columns]
-                total[start : start + len(batch), :, rows, columns] += probabilities * inside
-        weight_sum[rows, columns] += inside * len(ensemble.members)
+            for batch, slabs in _batches(member, cut, centres, slice_spacing_mm, batch_size):
+                for axes in mirrored:
+                    with mixed_precision(ensemble.device, ensemble.precision):
+                        logits = member.model(slabs.flip(axes).contiguous(memory_format=torch.channels_last))
+                    probabilities = torch.softmax(logits.float().flip(axes), dim=1)[..., own_rows, own_columns]
+                    total[batch, :, rows, columns] += probabilities * inside
+        weight_sum[rows, columns] += inside * (len(ensemble.members) * len(mirrored))
     return (total / weight_sum).transpose(0, 1).cpu().numpy()
+
+
+def _batches(
+    member: Member, cut: Tensor, centres: Sequence[int], slice_spacing_mm: float, batch_size: int
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield which of the centres, and their slabs, (batch, slices, height, width)."""
+    step = slice_step(member.slab_step_mm, slice_spacing_mm)
+    for start in range(0, len(centres), batch_size):
+        chosen = centres[start : start + batch_size]
+        indices = np.stack([slab_indices(centre, len(cut), member.slices, step) for centre in chosen])
+        yield slice(start, start + len(chosen)), cut[torch.from_numpy(indices).to(cut.device)]

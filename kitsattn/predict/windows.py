@@ -15,13 +15,23 @@ class Window:
     left: int
 
 
-def cover(shape: tuple[int, int], size: tuple[int, int]) -> list[Window]:
-    """Return windows of `size` that cover a slice of `shape`, overlapping by half or more where there are several.
+def cover(shape: tuple[int, int], size: tuple[int, int], overlap: float) -> list[Window]:
+    """Return windows that cover a slice.
 
-    A slice that is no larger than the window gets one window, in whose middle it lies, as in training: zero padding
-    tells a network where it is, and one pixel more to the left is another phase of its strides.
+    The window is the training patch, whatever the slice: image pooling, attention and zero padding tell a network how
+    large its picture is and where it is in it. One window around a larger slice, or a smaller one around a smaller
+    slice, is cheaper; both lose Dice (docs/architecture.md).
+
+    Args:
+        shape: Height and width of the slice.
+        size: Height and width of a window. A slice that is no larger gets one, in whose middle it lies, as in training.
+        overlap: Share of a window, in [0, 1), that at least lies in its neighbour where there are several.
+
+    Returns:
+        The windows, row by row.
     """
-    return [Window(top, left) for top in _starts(shape[0], size[0]) for left in _starts(shape[1], size[1])]
+    tops, lefts = (_starts(*lengths, overlap) for lengths in zip(shape, size, strict=True))
+    return [Window(top, left) for top in tops for left in lefts]
 
 
 def importance(size: tuple[int, int]) -> NDArray[np.float32]:
@@ -35,8 +45,8 @@ def importance(size: tuple[int, int]) -> NDArray[np.float32]:
     return floored
 
 
-def _starts(length: int, size: int) -> list[int]:
+def _starts(length: int, size: int, overlap: float) -> list[int]:
     if length <= size:
         return [(length - size) // 2]
-    count = math.ceil((length - size) / (size / 2)) + 1
+    count = math.ceil((length - size) / (size * (1 - overlap))) + 1
     return [round(i * (length - size) / (count - 1)) for i in range(count)]

@@ -10,9 +10,9 @@ from kitsattn.batches.loader import SlabBatch
 from kitsattn.checkpoint.header import read_header
 from kitsattn.checkpoint.state import training_state_from_json
 from kitsattn.jobs import available_memory
+from kitsattn.ranks import Ranks
 from kitsattn.train.job import LAST, FoldJob
 from kitsattn.train.learner import fresh, train_batch
-from kitsattn.train.ranks import Ranks
 
 _FEWEST, _MOST = 2, 64
 """The ASPP's image pooling is normalised over two samples or more; more than 64 are not what a recipe was made for."""

@@ -15,11 +15,11 @@ from kitsattn.batches.loader import BatchKey, BatchSettings, SlabBatch, SlabBatc
 from kitsattn.errors import KitsattnError
 from kitsattn.jobs import Progress, silent
 from kitsattn.kernels.precision import mixed_precision
+from kitsattn.ranks import lost_rank
 from kitsattn.train.fit import largest_batch
 from kitsattn.train.job import BEST, JOURNAL, LAST, PROGRESS, FoldJob
 from kitsattn.train.journal import EpochRecord, append_record, draw_journal, peak_memory, truncate_journal
 from kitsattn.train.learner import Learner, batch_loss, forget, resume, save, start, train_batch
-from kitsattn.train.ranks import lost_rank
 from kitsattn.train.watch import Watch, signals_held_back
 
 _TRAINING, _VALIDATION = 0, 1

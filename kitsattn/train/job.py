@@ -10,8 +10,8 @@ from kitsattn.labels import ScoringProtocol, protocol_of
 from kitsattn.models.registry import ModelConfig
 from kitsattn.preprocess.plan import Plan
 from kitsattn.preprocess.store import PreparedDataset
+from kitsattn.ranks import ALONE, Ranks
 from kitsattn.train.folds import Split
-from kitsattn.train.ranks import ALONE, Ranks
 from kitsattn.train.recipe import Recipe
 
 BEST = "best.safetensors"

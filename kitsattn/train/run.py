@@ -14,8 +14,9 @@ from kitsattn.evaluate.run import CasePair, MatchedCases, Scores, evaluate_dice
 from kitsattn.figures.overlay import overlay_sheet
 from kitsattn.jobs import Progress, silent
 from kitsattn.notices import RESEARCH_NOTICE
+from kitsattn.predict.cases import PredictionCase
 from kitsattn.predict.infer import load_ensemble
-from kitsattn.predict.run import predict_file
+from kitsattn.predict.run import predict_cases
 from kitsattn.preprocess.intensity import check_hu
 from kitsattn.preprocess.store import PreparedDataset
 from kitsattn.train.fold import EpochEnd, ignore, train_fold
@@ -102,7 +103,7 @@ def predict_held_out(job: FoldJob, checkpoint: Path, *, progress: Progress = sil
     Raises:
         KitsattnError: If a scan or its label map is gone, or a file cannot be written.
     """
-    ensemble = load_ensemble([checkpoint], job.device, job.precision)
+    cases = []
     for case_id in job.ranks.share(job.split.held_out):
         source = job.dataset.sources[case_id]
         for path in (source.image, source.labels):
@@ -111,7 +112,11 @@ def predict_held_out(job: FoldJob, checkpoint: Path, *, progress: Progress = sil
                 raise KitsattnError(msg)
         target = job.folder / VALIDATION / f"{case_id}.nii.gz"
         if not _is_newer(target, checkpoint):
-            predict_file(ensemble, source.image, target, overwrite=True, progress=progress)
+            cases.append(PredictionCase(name=case_id, source=source.image, target=target))
+    ensemble = load_ensemble([checkpoint], job.device, job.precision)
+    for result in predict_cases(ensemble, cases, overwrite=True, progress=progress):
+        if isinstance(result, KitsattnError):
+            raise result
 
 
 def score_held_out(job: FoldJob, checkpoint: Path, *, progress: Progress = silent) -> FoldResult:

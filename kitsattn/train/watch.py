@@ -11,7 +11,7 @@ from types import FrameType
 
 from kitsattn.batches.loader import SlabBatch
 from kitsattn.errors import Interrupted, KitsattnError
-from kitsattn.train.ranks import Ranks
+from kitsattn.ranks import Ranks
 
 
 class OutOfTimeError(Exception):

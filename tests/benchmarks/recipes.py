@@ -24,8 +24,9 @@ from learning import HELD_OUT_CASES, TRAINING_CASES, Cohort, make_cohort
 from kitsattn.datasets.find import find_dataset
 from kitsattn.kernels.precision import choose_precision
 from kitsattn.models import model_entry
+from kitsattn.predict.cases import PredictionCase
 from kitsattn.predict.infer import load_ensemble
-from kitsattn.predict.run import predict_file
+from kitsattn.predict.run import predict_cases
 from kitsattn.preprocess.run import preprocess_dataset
 from kitsattn.preprocess.store import PreparedDataset, open_dataset
 from kitsattn.train.fold import train_fold
@@ -82,8 +83,11 @@ def train(cohort: Cohort, dataset: PreparedDataset, recipe: Recipe) -> dict[str,
     for name, file in (("last", LAST), ("average", EMA)):
         ensemble = load_ensemble([folder / file], device, job.precision)
         predictions = folder / name
-        for case in cohort.held_out:
-            predict_file(ensemble, dataset.sources[case].image, predictions / f"{case}.nii.gz", overwrite=True)
+        cases = [
+            PredictionCase(name=case, source=dataset.sources[case].image, target=predictions / f"{case}.nii.gz")
+            for case in cohort.held_out
+        ]
+        predict_cases(ensemble, cases, overwrite=True)
         dice[name] = cohort.score(predictions)["dice"]
     shutil.rmtree(folder)
     return dice

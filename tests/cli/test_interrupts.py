@@ -28,14 +28,14 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no 
 
 SLOW_PREDICTION = """
 import pathlib, time
-import kitsattn.predict.run as run
+import kitsattn.predict.scan as scan
 from kitsattn.cli.app import main
 
 def never_ready(*arguments, **options):
     pathlib.Path("predicting").touch()
     time.sleep(60)
 
-run.predict_block = never_ready
+scan.predict_block = never_ready
 main()
 """
 

@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import kitsattn.predict.run as predict_run
+import kitsattn.predict.scan as predict_scan
 from kitsattn.checkpoint.header import Header, Provenance
 from kitsattn.errors import KitsattnError
 from kitsattn.labels import KITS19_LABELS
-from kitsattn.predict.infer import Ensemble, Member, predict_block, reach
-from kitsattn.predict.run import predict_volume
+from kitsattn.predict.infer import Ensemble, Inference, Member, predict_block, reach
+from kitsattn.predict.scan import CERTAIN, predict_volume
+from kitsattn.predict.windows import cover
 from kitsattn.preprocess.plan import Plan
 from kitsattn.volume.geometry import Geometry
 from kitsattn.volume.volume import Volume
@@ -88,11 +89,12 @@ def test_probabilities_of_several_networks_are_averaged() -> None:
 @pytest.mark.parametrize("block", [1, 4, 100])
 def test_blocks_do_not_change_the_label_map(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A slab that reaches over the border of a block sees the same slices as in one block."""
-    monkeypatch.setattr(predict_run, "BLOCK", block)
+    monkeypatch.setattr(predict_scan, "BLOCK", block)
     rng = np.random.default_rng(0)
     array = rng.integers(-200, 200, (11, 48, 40)).astype(np.int16)
     scan = Volume(array, Geometry.axial(array.shape, (2.0, 1.0, 1.0)))
-    labels = predict_volume(_ensemble(Member(Recorder(4), 5, 4.0)), scan, batch_size=2)
+    ensemble = _ensemble(Member(Recorder(4), 5, 4.0))
+    labels, _ = predict_volume(ensemble, scan, Inference(batch_size=2))
     above = array[np.clip(np.arange(11) + 4, 0, 10)]
     # Logits are (0, value, -value): positive values are class 1, negative ones class 2.
     expected = np.where(above > 0, 1, np.where(above < 0, 2, 0))
@@ -101,14 +103,126 @@ def test_blocks_do_not_change_the_label_map(block: int, monkeypatch: pytest.Monk
     np.testing.assert_array_equal(labels.array, expected)
 
 
-def test_a_batch_that_does_not_fit_is_one_clear_line() -> None:
-    """Out of memory names what to lower."""
+class Greedy(Recorder):
+    """Holds no more than some slabs at a time."""
 
-    class Greedy(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
+    def __init__(self, most: int) -> None:
+        super().__init__(0)
+        self.most = most
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > self.most:
             raise torch.OutOfMemoryError(str(x.shape))
+        return super().forward(x)
 
-    array = np.zeros((2, 40, 40), np.int16)
-    scan = Volume(array, Geometry.axial(array.shape, (2.0, 1.0, 1.0)))
+
+def _scan(slices: int) -> Volume:
+    array = np.random.default_rng(0).integers(-200, 200, (slices, 40, 40)).astype(np.int16)
+    return Volume(array, Geometry.axial(array.shape, (2.0, 1.0, 1.0)))
+
+
+def test_a_named_batch_that_does_not_fit_is_one_clear_line() -> None:
+    """Out of memory names what to lower."""
     with pytest.raises(KitsattnError, match="lower --batch-size"):
-        predict_volume(_ensemble(Member(Greedy(), 1, None)), scan, batch_size=7)
+        predict_volume(_ensemble(Member(Greedy(2), 1, None)), _scan(8), Inference(batch_size=7))
+    with pytest.raises(KitsattnError, match="not even one slice fits into the memory of cpu"):
+        predict_volume(_ensemble(Member(Greedy(0), 1, None)), _scan(8))
+
+
+def test_a_batch_of_our_own_choice_is_halved_until_it_fits() -> None:
+    """Nothing is lost of the label map, and what was found to fit is kept."""
+    greedy = Greedy(1)
+    labels, _ = predict_volume(_ensemble(Member(greedy, 1, None)), _scan(40))
+    expected, _ = predict_volume(_ensemble(Member(Recorder(0), 1, None)), _scan(40))
+    np.testing.assert_array_equal(labels.array, expected.array)
+    assert {len_ for len_, *_ in greedy.shapes} == {1}
+
+
+class Leaning(nn.Module):
+    """Says something else of a mirrored slice: its logits are the values times a ramp along rows and columns."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        value = x[:, 0] * torch.linspace(0, 1, height)[:, None] + torch.linspace(0, 2, width)
+        return torch.stack([torch.zeros_like(value), value, -value], dim=1)
+
+
+def test_mirror_images_are_averaged() -> None:
+    """The mean over the four of what each, predicted on its own, gives when it is mirrored back."""
+    slices = np.random.default_rng(0).normal(size=(3, 32, 32)).astype(np.float32)
+    ensemble = _ensemble(Member(Leaning(), 1, None))
+    settings = {"slice_spacing_mm": 1.0, "batch_size": 2}
+
+    def mirrored(*axes: int) -> np.ndarray:
+        flipped = np.ascontiguousarray(np.flip(slices, axes)) if axes else slices
+        return np.flip(predict_block(ensemble, flipped, range(3), **settings), axes)  # type: ignore[arg-type]
+
+    got = predict_block(ensemble, slices, range(3), flips=True, **settings)  # type: ignore[arg-type]
+    expected = np.mean([mirrored(), mirrored(-1), mirrored(-2), mirrored(-2, -1)], axis=0)
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+    assert np.abs(got - mirrored()).max() > 0.01
+
+
+def test_probabilities_are_kept_where_asked_for() -> None:
+    """On the scan's grid, in sixteen bits; their largest is the label, and outside the body all is background."""
+    scan = _scan(3)
+    scan.array[:, :12] = -1000
+    labels, probabilities = predict_volume(_ensemble(Member(Recorder(0), 1, None)), scan, keep_probabilities=True)
+    assert probabilities is not None
+    assert probabilities.dtype == np.uint16
+    np.testing.assert_allclose(probabilities.sum(axis=0, dtype=np.int64), CERTAIN, atol=2)
+    np.testing.assert_array_equal(probabilities.argmax(axis=0), labels.array)
+    assert (probabilities[0, :, 0] == CERTAIN).all()
+    assert predict_volume(_ensemble(Member(Recorder(0), 1, None)), scan)[1] is None
+
+
+class Finder(Recorder):
+    """Finds class 1 where the scan is above 100 HU, and background elsewhere."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        super().forward(x)
+        value = x[:, self.slice_of_slab] - 1.0
+        return torch.stack([torch.zeros_like(value), value, value - 1], dim=1)
+
+
+def _torso(bright: list[range]) -> Volume:
+    array = np.zeros((60, 40, 40), np.int16)
+    for slices in bright:
+        array[slices.start : slices.stop, 8:32, 8:32] = 200
+    return Volume(array, Geometry.axial(array.shape, (2.5, 1.0, 1.0)))
+
+
+@pytest.mark.parametrize(
+    ("bright", "most"),
+    [
+        ([range(20, 36)], 60 // 4 + 36),
+        ([range(16)], 60 // 4 + 24),
+        ([range(52, 60), range(30, 35)], 60),
+        ([range(20, 24), range(27, 39)], 60 // 4 + 40),
+    ],
+    ids=["middle", "lowest", "two", "gap"],
+)
+def test_a_fast_prediction_finds_what_a_full_one_does_with_fewer_slices(bright: list[range], most: int) -> None:
+    """Kidneys in the middle, at an end, apart from each other, interrupted."""
+    scan, finder = _torso(bright), Finder(0)
+    fast, _ = predict_volume(_ensemble(Member(finder, 1, None)), scan, Inference(fast=True))
+    full, _ = predict_volume(_ensemble(Member(Finder(0), 1, None)), scan)
+    np.testing.assert_array_equal(fast.array, full.array)
+    assert fast.array.any()
+    windows = len(cover((40, 40), (32, 32), 0.5))
+    assert sum(shape[0] for shape in finder.shapes) / windows <= most
+
+
+def test_a_fast_prediction_that_finds_no_kidney_looks_everywhere() -> None:
+    """5 ml between two of its first slices are found because nothing else was."""
+    scan, finder = _torso([range(27, 30)]), Finder(0)
+    fast, _ = predict_volume(_ensemble(Member(finder, 1, None)), scan, Inference(fast=True))
+    assert np.flatnonzero(fast.array.any(axis=(1, 2))).tolist() == [27, 28, 29]
+    assert sum(shape[0] for shape in finder.shapes) == 60 * len(cover((40, 40), (32, 32), 0.5))
+
+
+@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"overlap": 1.0}, {"overlap": -0.1}])
+def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
+    """Each names itself."""
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Inference(**wrong)

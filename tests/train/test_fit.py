@@ -10,12 +10,12 @@ import torch
 
 from kitsattn.batches.loader import SlabBatch
 from kitsattn.errors import KitsattnError
+from kitsattn.ranks import Ranks
 from kitsattn.train import fit
 from kitsattn.train.fit import choose_batch_size, largest_batch, step_bytes
 from kitsattn.train.fold import train_fold
 from kitsattn.train.job import FoldJob
 from kitsattn.train.learner import Learner, fresh, train_batch
-from kitsattn.train.ranks import Ranks
 
 
 def _pretend_memory(monkeypatch: pytest.MonkeyPatch, *, fixed: int, each: int, free: int) -> list[int]:

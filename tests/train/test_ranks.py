@@ -16,10 +16,10 @@ from kitsattn.checkpoint.file import load_checkpoint
 from kitsattn.errors import KitsattnError
 from kitsattn.models import build_model, model_entry
 from kitsattn.preprocess.store import PreparedDataset
+from kitsattn.ranks import Ranks, join_ranks
 from kitsattn.train.fold import train_fold
 from kitsattn.train.folds import make_splits
 from kitsattn.train.job import FoldJob, default_workers
-from kitsattn.train.ranks import Ranks, join_ranks
 from kitsattn.train.recipe import Recipe
 
 RECIPE = Recipe(
@@ -47,7 +47,7 @@ from test_ranks import job_of
 from kitsattn.errors import KitsattnError
 from kitsattn.preprocess.store import open_dataset
 from kitsattn.train.fold import train_fold
-from kitsattn.train.ranks import join_ranks
+from kitsattn.ranks import join_ranks
 from kitsattn.train.run import train_run
 import torch
 
@@ -211,7 +211,7 @@ def test_batches_are_drawn_on_cores_that_are_left(
     monkeypatch: pytest.MonkeyPatch, cores: int, local_size: int, *, cpu: int, cuda: int
 ) -> None:
     """Each of several processes on a machine has its share of the cores; a CPU trains on all where they are few."""
-    monkeypatch.setattr("kitsattn.train.ranks.available_cores", lambda: cores)
+    monkeypatch.setattr("kitsattn.ranks.available_cores", lambda: cores)
     ranks = Ranks(size=local_size, local_size=local_size)
     assert default_workers(torch.device("cpu"), ranks) == cpu
     assert default_workers(torch.device("cuda"), ranks) == cuda

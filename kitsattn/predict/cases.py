@@ -1,0 +1,130 @@
+"""What is to be predicted: the scans that a folder or a list holds, and what is written for each. Free of torch."""
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from kitsattn.datasets.dataset import SCAN_SUFFIXES
+from kitsattn.datasets.kits import IMAGE_NAME, find_cases_folder, scan_name
+from kitsattn.errors import KitsattnError
+from kitsattn.files import unreadable
+from kitsattn.words import name_some
+
+DICOM_SUFFIX = ".dcm"
+"""Of a label map that is a DICOM Segmentation; it refers to the images of the DICOM series that was predicted."""
+LIST_SUFFIX = ".txt"
+
+_SCAN_SUFFIXES = (*SCAN_SUFFIXES, ".mhd", ".zip")
+_KITS_CASE = re.compile(r"case_(\d+)")
+_FIRST_CHANNEL = "_0000"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionCase:
+    """A scan to predict, and what is to be written.
+
+    Attributes:
+        name: What it is called in messages, pictures and reports.
+        source: The scan in HU, in any format that `volume.formats` reads, a DICOM folder or archive among them.
+        target: Where the label map goes; its suffix is the format.
+        series: Which series of several in DICOM, by number or UID; None takes the largest of CT.
+        statistics: Where volumes, diameters and attenuation go, as JSON; it is replaced.
+        preview: Where a sheet with slices and contours goes, as PNG; it is replaced.
+        probabilities: Where the probabilities of all classes go, as NIfTI; it is replaced.
+        pictured: Whether a small picture is drawn for a report.
+    """
+
+    name: str
+    source: Path
+    target: Path
+    series: str | None = None
+    statistics: Path | None = None
+    preview: Path | None = None
+    probabilities: Path | None = None
+    pictured: bool = False
+
+
+def holds_cases(source: Path) -> bool:
+    """Tell whether a path is a list, a KiTS folder, or a folder with files of scans other than DICOM."""
+    if source.suffix.lower() == LIST_SUFFIX:
+        return True
+    return source.is_dir() and (find_cases_folder(source) is not None or bool(_scan_files(source)))
+
+
+def find_cases(source: Path, folder: Path, suffix: str) -> list[PredictionCase]:
+    """Find the scans in a folder or a list.
+
+    - A list is a text file with one path a line, relative to the list; empty lines and those with # are left out.
+    - A KiTS folder holds `case_NNNNN/imaging.nii.gz`, whose label maps are `prediction_NNNNN`, as the challenges want.
+    - Any other folder holds scans in files, or DICOM: one case in each folder or .zip archive. Their label maps keep
+      their names, but for nnU-Net's `_0000` where all have it. A folder with DICOM files in it is one case.
+
+    Args:
+        source: The folder or list.
+        folder: Where the label maps go.
+        suffix: Their format, such as `.nii.gz`.
+
+    Returns:
+        The cases in the order of the list, else of their names.
+
+    Raises:
+        KitsattnError: If there is none, a scan of a list is not there, or two label maps would have one name.
+    """
+    if source.suffix.lower() == LIST_SUFFIX and source.is_file():
+        scans = {path: scan_name(path) for path in _read_list(source)}
+    elif cases_folder := find_cases_folder(source):
+        folders = sorted(path.parent for path in cases_folder.glob(f"case_*/{IMAGE_NAME}"))
+        scans = {path / IMAGE_NAME: _kits_name(path.name) for path in folders}
+    else:
+        scans = {path: scan_name(path) for path in _scan_files(source) or _dicom_folders(source)}
+        if scans and all(name.endswith(_FIRST_CHANNEL) for name in scans.values()):
+            scans = {path: name.removesuffix(_FIRST_CHANNEL) for path, name in scans.items()}
+    if not scans:
+        msg = f"{source} holds no scan: expected case_NNNNN/{IMAGE_NAME}, files in one of the formats "
+        raise KitsattnError(msg + f"{', '.join(_SCAN_SUFFIXES)}, or folders of DICOM files")
+    twice = [name for name, count in Counter(scans.values()).items() if count > 1]
+    if twice:
+        msg = (
+            f"{source} holds several scans called {name_some(twice)}, whose label maps would have one name: rename them"
+        )
+        raise KitsattnError(msg)
+    return [PredictionCase(name=name, source=path, target=folder / f"{name}{suffix}") for path, name in scans.items()]
+
+
+def _read_list(path: Path) -> list[Path]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        msg = f"{path} is no text in UTF-8: write one path of a scan a line"
+        raise KitsattnError(msg) from error
+    except OSError as error:
+        raise unreadable(path, error) from error
+    scans = [path.parent / line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    missing = [str(scan) for scan in scans if not scan.exists()]
+    if missing:
+        msg = f"{path} names what is not there: {name_some(missing)}"
+        raise KitsattnError(msg)
+    return scans
+
+
+def _kits_name(folder: str) -> str:
+    match = _KITS_CASE.fullmatch(folder)
+    return f"prediction_{match[1]}" if match else folder
+
+
+def _scan_files(folder: Path) -> list[Path]:
+    """Return the files of scans by name, without the hidden ones that macOS leaves in archives."""
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if path.name.lower().endswith(_SCAN_SUFFIXES) and not path.name.startswith(".") and path.is_file()
+    ]
+
+
+def _dicom_folders(folder: Path) -> list[Path]:
+    """Return the folders of cases in a folder, or the folder itself where it holds files."""
+    inside = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    if any(path.is_file() for path in inside):
+        return [folder]
+    return [path for path in inside if path.is_dir() and any(item.is_file() for item in path.rglob("*"))]

@@ -1,0 +1,79 @@
+"""Prediction from Python, of a file or of an image in memory: `kitsattn.segment`."""
+
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kitsattn.kernels.precision import DeviceChoice, PrecisionChoice, choose_device, choose_precision
+from kitsattn.predict.case import DEFAULT_RULES
+from kitsattn.predict.infer import Ensemble, Inference, load_ensemble
+from kitsattn.predict.postprocess import Postprocessing, knows_classes, postprocess
+from kitsattn.predict.scan import predict_volume
+from kitsattn.preprocess.intensity import check_hu
+from kitsattn.volume import nifti
+from kitsattn.volume.formats import from_image, read_scan, to_itk
+
+if TYPE_CHECKING:
+    import SimpleITK
+    from nibabel.nifti1 import Nifti1Image
+    from nibabel.spatialimages import SpatialImage
+
+AnyPath = str | PathLike[str]
+
+
+def load_model(*paths: AnyPath, device: DeviceChoice = "auto", precision: PrecisionChoice = "auto") -> Ensemble:
+    """Load one checkpoint, or several whose probabilities are averaged, for many calls of `segment`.
+
+    Args:
+        paths: Files that `kitsattn train` wrote.
+        device: Where to run; `auto` takes a CUDA GPU, else Apple's, else the CPU.
+        precision: Number format; `auto` takes bf16 where the device computes it natively.
+
+    Returns:
+        The networks. They are only read by `segment`, so that several threads may use them.
+
+    Raises:
+        KitsattnError: If a file is no checkpoint, two do not belong together, or the device is not there.
+    """
+    chosen = choose_device(device)
+    return load_ensemble([Path(path) for path in paths], chosen, choose_precision(precision, chosen))
+
+
+def segment(
+    image: "AnyPath | SpatialImage | SimpleITK.Image",
+    model: AnyPath | Ensemble,
+    *,
+    series: str | None = None,
+    inference: Inference | None = None,
+    rules: Postprocessing | None = DEFAULT_RULES,
+) -> "Nifti1Image | SimpleITK.Image":
+    """Segment kidneys and tumours in a CT scan; research use only, not a medical device.
+
+    Nothing is printed, written or kept: what `kitsattn predict` says in warnings, the logger `kitsattn` is given. It
+    may be called from several threads and processes.
+
+    Args:
+        image: A scan in HU: an image of nibabel or SimpleITK, or a path as `kitsattn predict` takes it (NIfTI, NRRD,
+            MHA, a folder or archive of DICOM files).
+        model: A checkpoint, or what `load_model` returns.
+        series: Which series of several in DICOM, by number or UID; only for a path.
+        inference: How the networks are run: batch, mirror images, overlap, fast.
+        rules: Of post-processing, which is done where the classes are KiTS's; None leaves it out.
+
+    Returns:
+        The label map, uint8, on the scan's own grid: an image of SimpleITK for one, else of nibabel. The values are
+        `model.headers[0].labels`: kidney 1, tumour 2, and in models of KiTS21 and KiTS23 cyst 3.
+
+    Raises:
+        KitsattnError: If the scan or the model cannot be used, or memory is short.
+    """
+    scan = read_scan(Path(image), series) if isinstance(image, str | PathLike) else from_image(image)
+    ensemble = model if isinstance(model, Ensemble) else load_model(model)
+    labels, _ = predict_volume(ensemble, check_hu(scan), inference)
+    classes = ensemble.headers[0].labels
+    if rules is not None and knows_classes(classes):
+        array, _ = postprocess(labels.array, labels.geometry.spacing_mm, classes, rules=rules)
+        labels = labels.with_array(array)
+    if isinstance(image, str | PathLike) or hasattr(image, "dataobj"):
+        return nifti.to_image(labels)
+    return to_itk(labels)

@@ -1,0 +1,179 @@
+"""`kitsattn predict` on many scans, in several processes, and with what can be written beside label maps."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import Result
+
+from kitsattn.volume.formats import read_labels, read_scan
+
+Command = Callable[..., Result]
+Refused = Callable[..., list[Path]]
+
+PAINTED = 6
+
+
+@pytest.fixture
+def options(checkpoint: Path) -> list[str]:
+    """What makes a prediction quick and the same everywhere."""
+    return ["--model", str(checkpoint), "--device", "cpu", "--precision", "fp32"]
+
+
+@pytest.fixture
+def scans(home: Path, tmp_path: Path) -> Path:
+    """A folder of three scans in two formats."""
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for number in range(3):
+        shutil.copy(home / "raw" / "painted" / f"case_0000{number}" / "imaging.nii.gz", folder / f"s{number}.nii.gz")
+    return folder
+
+
+def test_a_kits_folder_gives_what_the_challenge_wants_and_is_gone_on_with(
+    command: Command, home: Path, options: list[str], tmp_path: Path
+) -> None:
+    """One label map a case, on its grid; what is there is kept, what is missing is done, --overwrite does all again."""
+    source = home / "raw" / "painted"
+    result = command("predict", source, "out", *options, "--json")
+    assert result.exit_code == 0
+    cases = json.loads(result.stdout)
+    names = [f"prediction_{number:05}" for number in range(PAINTED)]
+    assert [case["case"] for case in cases] == names
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"{name}.nii.gz" for name in names]
+    first = read_labels(tmp_path / "out" / f"{names[0]}.nii.gz")
+    assert first.geometry == read_scan(source / "case_00000" / "imaging.nii.gz").geometry
+    assert cases[0]["volumes_ml"]["kidney"] > 10
+
+    for name in names[1:3]:
+        (tmp_path / "out" / f"{name}.nii.gz").unlink()
+    (tmp_path / "out" / f"{names[5]}.nii.gz").write_bytes(b"mine")
+    result = command("predict", source, "out", *options, "--json")
+    assert [case["case"] for case in json.loads(result.stdout)] == names[1:3]
+    assert "4 of 6 cases finished earlier (--overwrite does them again)" in result.stderr
+    assert (tmp_path / "out" / f"{names[5]}.nii.gz").read_bytes() == b"mine"
+    result = command("predict", source, "out", *options, "--json", "--overwrite")
+    assert len(json.loads(result.stdout)) == PAINTED
+    assert read_labels(tmp_path / "out" / f"{names[5]}.nii.gz").array.any()
+
+
+def test_one_bad_file_is_told_and_the_others_are_done(
+    command: Command, scans: Path, options: list[str], tmp_path: Path
+) -> None:
+    """The exit code says so at the end; what was asked for lies in folders, and the report shows all."""
+    (scans / "bad.nii.gz").write_bytes(b"no scan")
+    words = ["--statistics", "measured", "--preview", "pictures", "--probabilities", "soft", "--report", "all.html"]
+    result = command("predict", scans, "out", "--format", "mha", *words, *options)
+    assert result.exit_code == 1
+    assert [line.split(":")[0] for line in result.stdout.splitlines()] == [f"out/s{number}.mha" for number in range(3)]
+    assert "bad.nii.gz is not a NIfTI file" in result.stderr
+    last = result.stderr.splitlines()[-1]
+    assert last == "error: 1 of 4 cases could not be predicted: mend or remove them, and run the command again"
+    for folder, suffix in (("out", ".mha"), ("measured", ".json"), ("pictures", ".png"), ("soft", ".nii.gz")):
+        assert sorted(path.name for path in (tmp_path / folder).iterdir()) == [f"s{n}{suffix}" for n in range(3)]
+    with Image.open(tmp_path / "pictures" / "s0.png") as picture:
+        assert picture.width == 1500
+    page = (tmp_path / "all.html").read_text()
+    assert page.count("data:image/webp") == 3
+    assert "1 case could not be predicted" in page
+    errors = [
+        case for case in json.loads(command("predict", scans, "again", *options, "--json").stdout) if "error" in case
+    ]
+    assert [case["case"] for case in errors] == ["bad"]
+
+
+def test_processes_share_the_scans(scans: Path, options: list[str], tmp_path: Path) -> None:
+    """Two under torchrun: every scan is predicted once, and told once, by the first."""
+    (scans / "bad.nii.gz").write_bytes(b"no scan")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "s1.nii.gz").write_bytes(b"mine")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "kitsattn"]
+    done = subprocess.run(
+        [*command, "predict", "scans", "out", *options, "--report", "r.html"],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
+    assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["out/s0.nii.gz", "out/s2.nii.gz"]
+    assert "error: 1 of 3 cases could not be predicted" in done.stderr
+    assert done.returncode != 0
+    assert (tmp_path / "out" / "s1.nii.gz").read_bytes() == b"mine"
+    page = (tmp_path / "r.html").read_text()
+    assert page.count("data:image/webp") == 2
+    assert "Predicted earlier, and not shown: s1." in page
+
+
+def test_a_model_is_named_by_the_environment(
+    command: Command, scan: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one path or several, which are averaged; --model wins, and what is used is said."""
+    monkeypatch.setenv("KITSATTN_MODEL", f"{checkpoint}{os.pathsep}{checkpoint}")
+    result = command("predict", scan, "out.nii.gz", "--device", "cpu")
+    assert result.exit_code == 0
+    assert f"model: {checkpoint}, {checkpoint}" in result.stderr
+    result = command("predict", scan, "more.nii.gz", "--model", "other.safetensors")
+    assert "other.safetensors" in result.stderr
+
+
+def test_a_scan_goes_into_a_folder_under_its_name(
+    command: Command, scan: Path, options: list[str], tmp_path: Path
+) -> None:
+    """Where OUT is a folder that is there."""
+    (tmp_path / "there").mkdir()
+    result = command("predict", scan, "there", "--format", "nrrd", *options)
+    assert result.exit_code == 0
+    assert read_labels(tmp_path / "there" / "scan.nrrd").geometry == read_scan(scan).geometry
+
+
+def test_ways_to_predict_give_label_maps_that_differ_little(
+    command: Command, scan: Path, options: list[str], tmp_path: Path
+) -> None:
+    """Mirror images change some voxels, looking first at slices 10 mm apart none: there is a kidney in most of them."""
+    made = {}
+    for name, words in {
+        "plain": [],
+        "fast": ["--fast"],
+        "flips": ["--tta", "flips"],
+        "apart": ["--overlap", "0"],
+    }.items():
+        assert command("predict", scan, f"{name}.nii.gz", *words, *options).exit_code == 0
+        made[name] = np.asarray(nib.load(tmp_path / f"{name}.nii.gz").dataobj)  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(made["fast"], made["plain"])
+    kidney = made["plain"] > 0
+    for other in ("flips", "apart"):
+        assert 2 * (kidney & (made[other] > 0)).sum() > 0.7 * (kidney.sum() + (made[other] > 0).sum())
+    assert (made["flips"] != made["plain"]).any()
+
+
+@pytest.mark.parametrize(
+    ("words", "names", "mend"),
+    [
+        (["scans", "out.nii.gz"], "scans", "name a folder for their label maps"),
+        (["scan.nii.gz", "out.nii.gz", "--preview", "a.jpg"], "a.jpg", "name it .png"),
+        (["scan.nii.gz", "out.nii.gz", "--statistics", "a.txt"], "a.txt", "name it .json"),
+        (["scan.nii.gz", "out.nii.gz", "--probabilities", "a.nrrd"], "a.nrrd", "name it .nii.gz or .nii"),
+        (["scan.nii.gz", "out.nii.gz", "--report", "a.pdf"], "a.pdf", "name it .html or .htm"),
+        (["scan.nii.gz", "out.nii.gz", "--format", "mha"], "out.nii.gz", "name it .mha, or leave --format out"),
+        (["scan.nii.gz", "out.dcm"], "scan.nii.gz", "holds no DICOM images"),
+        (["scan.nii.gz", "out.nii.gz", "--preview", "scan.nii.gz/a.png"], "a.png", "name another output"),
+        (["empty", "out"], "empty", "holds no scan: expected"),
+    ],
+    ids=["several", "preview", "statistics", "probabilities", "report", "format", "dicom", "place", "empty"],
+)
+def test_outputs_that_cannot_be_are_refused(
+    refused: Refused, scans: Path, *, options: list[str], words: list[str], names: str, mend: str
+) -> None:
+    """Before anything is predicted."""
+    (scans.parent / "empty").mkdir()
+    shutil.copy(scans / "s0.nii.gz", scans.parent / "scan.nii.gz")
+    assert refused("predict", *words, *options, names=names, mend=mend) == []

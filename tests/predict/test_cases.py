@@ -1,0 +1,99 @@
+"""Which scans are predicted, and what their label maps are called."""
+
+from pathlib import Path
+
+import pytest
+
+from kitsattn.errors import KitsattnError
+from kitsattn.predict.cases import find_cases, holds_cases
+
+
+def _names(source: Path, suffix: str = ".nii.gz") -> dict[str, str]:
+    cases = find_cases(source, Path("out"), suffix)
+    for case in cases:
+        assert case.target == Path("out") / f"{case.name}{suffix}"
+    return {str(case.source.relative_to(source if source.is_dir() else source.parent)): case.name for case in cases}
+
+
+def _touch(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+@pytest.mark.parametrize("inner", ["", "data", "dataset", "kits21/data"])
+def test_cases_of_kits_are_named_as_the_challenges_want(tmp_path: Path, inner: str) -> None:
+    """In number order, from the challenge's folder or from the repository above it; a case without a scan is none."""
+    place = _touch(tmp_path / inner, "case_00210/imaging.nii.gz", "case_00002/imaging.nii.gz", "case_00003/notes.txt")
+    assert holds_cases(tmp_path)
+    prefix = f"{inner}/" if inner else ""
+    assert _names(tmp_path) == {
+        f"{prefix}case_00002/imaging.nii.gz": "prediction_00002",
+        f"{prefix}case_00210/imaging.nii.gz": "prediction_00210",
+    }
+    assert place.is_dir()
+
+
+def test_scans_in_a_folder_keep_their_names(tmp_path: Path) -> None:
+    """Every format of a scan; other and hidden files are passed over."""
+    _touch(tmp_path, "b.nii.gz", "a.nrrd", "c.mha", "d.mhd", "d.raw", "e.zip", "F.NII", "._b.nii.gz", "notes.txt")
+    assert holds_cases(tmp_path)
+    assert set(_names(tmp_path, ".mha").values()) == {"a", "b", "c", "d", "e", "F"}
+
+
+def test_the_channel_of_nnunet_is_left_out_where_all_have_it(tmp_path: Path) -> None:
+    """`imagesTs` gives the names of `labelsTs`; a single name that ends so keeps it among others."""
+    _touch(tmp_path, "k_001_0000.nii.gz", "k_002_0000.nii.gz")
+    assert list(_names(tmp_path).values()) == ["k_001", "k_002"]
+    _touch(tmp_path, "other.nii.gz")
+    assert list(_names(tmp_path).values()) == ["k_001_0000", "k_002_0000", "other"]
+
+
+def test_folders_of_dicom_are_a_case_each(tmp_path: Path) -> None:
+    """However deep their files lie; a folder with files in it is one case, and an empty one is none."""
+    _touch(tmp_path, "ann/study/1.dcm", "bob/IM0001", "bob/IM0002")
+    (tmp_path / "empty").mkdir()
+    assert not holds_cases(tmp_path)
+    assert _names(tmp_path) == {"ann": "ann", "bob": "bob"}
+    assert _names(tmp_path / "bob") == {".": "bob"}
+
+
+def test_a_list_names_scans_relative_to_itself(tmp_path: Path) -> None:
+    """In its order; lines with # and empty ones are passed over."""
+    _touch(tmp_path, "b.nii.gz", "sub/a.nrrd", "case_00007/imaging.nii.gz", "series/1.dcm")
+    listed = tmp_path / "scans.txt"
+    absolute = tmp_path / "sub" / "a.nrrd"
+    listed.write_text(f"# scans\nb.nii.gz\n\n  {absolute}\ncase_00007/imaging.nii.gz\nseries\n")
+    assert holds_cases(listed)
+    assert list(_names(listed).values()) == ["b", "a", "case_00007", "series"]
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"gone.nii.gz\nb.nii.gz\n", "names what is not there: .*gone.nii.gz"),
+        (b"\xff\xfe\x00", "is no text in UTF-8"),
+        (b"# nothing\n", "holds no scan"),
+        (b"b.nii.gz\nsub/b.nrrd\n", "several scans called b"),
+    ],
+)
+def test_a_list_that_cannot_be_used_is_refused(tmp_path: Path, content: bytes, told: str) -> None:
+    """Each with how to mend it."""
+    _touch(tmp_path, "b.nii.gz", "sub/b.nrrd")
+    (tmp_path / "scans.txt").write_bytes(content)
+    with pytest.raises(KitsattnError, match=told):
+        find_cases(tmp_path / "scans.txt", Path("out"), ".nii.gz")
+
+
+def test_two_scans_of_one_name_are_refused(tmp_path: Path) -> None:
+    """Their label maps would overwrite each other."""
+    _touch(tmp_path, "a.nii.gz", "a.nrrd")
+    with pytest.raises(KitsattnError, match="several scans called a, whose label maps would have one name"):
+        find_cases(tmp_path, Path("out"), ".nii.gz")
+
+
+def test_an_empty_folder_is_told(tmp_path: Path) -> None:
+    """With what is expected in it."""
+    with pytest.raises(KitsattnError, match=r"holds no scan: expected case_NNNNN/imaging.nii.gz, files in one of"):
+        find_cases(tmp_path, Path("out"), ".nii.gz")

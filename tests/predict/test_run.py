@@ -1,0 +1,205 @@
+"""Prediction of many cases."""
+
+import logging
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from kitsattn.checkpoint.header import Header, Provenance
+from kitsattn.errors import KitsattnError
+from kitsattn.files import read_json
+from kitsattn.labels import KITS19_LABELS
+from kitsattn.predict.case import Prediction, predict_scan, read_case, write_case
+from kitsattn.predict.cases import PredictionCase
+from kitsattn.predict.infer import Ensemble, Member
+from kitsattn.predict.report import write_report
+from kitsattn.predict.run import predict_cases
+from kitsattn.preprocess.plan import Plan
+from kitsattn.volume.formats import read_labels, read_scan
+from kitsattn.volume.geometry import Geometry
+from kitsattn.volume.nifti import write_nifti
+from kitsattn.volume.volume import Volume
+
+SPACING_MM = (5.0, 2.0, 2.0)
+
+
+class Bright(torch.nn.Module):
+    """Takes what is brighter than 100 HU for kidney, and than 200 HU for tumour."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        value = x[:, 0]
+        return 9 * torch.stack([torch.ones_like(value), value, 2 * value - 2], dim=1)
+
+
+@pytest.fixture
+def ensemble() -> Ensemble:
+    """A network whose answer is known."""
+    made = Provenance(
+        kitsattn="0", torch="0", dataset="d", synthetic=False, licence="l", citation="c", recipe="r", precision="fp32",
+        fold=0, folds=5, seed=0, epoch=1, created="now",
+    )  # fmt: skip
+    header = Header(model="m", config={}, plan={}, labels=KITS19_LABELS, provenance=made)
+    plan = Plan(spacing_mm=(2.0, 2.0), mean_hu=0.0, std_hu=100.0, patch_size=(64, 64))
+    return Ensemble(
+        (Path("a.safetensors"),), (header,), (Member(Bright(), 1, None),), plan, torch.device("cpu"), "fp32"
+    )
+
+
+@pytest.fixture
+def cases(tmp_path: Path) -> list[PredictionCase]:
+    """Three scans of a body with two kidneys, one of which has a tumour, another one in each scan."""
+    made = []
+    for number, name in enumerate(("a", "b", "c")):
+        array = np.full((12, 48, 64), -1000, np.int16)
+        array[:, 4:44, 4:60] = -100
+        array[:, 8:40, 8:56] = 50
+        array[2:10, 20:30, 12:22] = array[2:10, 20:30, 44:54] = 150
+        array[4:8, 22:28, 14 : 18 + number] = 250
+        scan = Volume(array, Geometry.axial(array.shape, SPACING_MM))
+        write_nifti(tmp_path / f"{name}.nii.gz", scan, axes="LAS")
+        made.append(
+            PredictionCase(name=name, source=tmp_path / f"{name}.nii.gz", target=tmp_path / "out" / f"{name}.nii.gz")
+        )
+    return made
+
+
+def test_each_case_has_its_label_map_and_what_was_asked_for(
+    ensemble: Ensemble, cases: list[PredictionCase], tmp_path: Path
+) -> None:
+    """On the scan's own grid; statistics, preview and probabilities agree with it."""
+    asked = [
+        replace(
+            case,
+            statistics=tmp_path / f"{case.name}.json",
+            preview=tmp_path / f"{case.name}.png",
+            probabilities=tmp_path / f"{case.name}_p.nii.gz",
+        )
+        for case in cases
+    ]
+    seen: list[tuple[str, int, int]] = []
+    results = predict_cases(ensemble, asked, progress=lambda *report: seen.append(report))
+    for number, (case, result) in enumerate(zip(asked, results, strict=True)):
+        assert isinstance(result, Prediction)
+        labels, scan = read_labels(case.target), read_scan(case.source)
+        assert labels.geometry == scan.geometry
+        np.testing.assert_array_equal(labels.array, np.digitize(scan.array, (100, 200)))
+        tumour_ml = 4 * 6 * (4 + number) * 20 / 1000
+        assert result.volumes_ml["tumour"] == pytest.approx(tumour_ml)
+        assert case.statistics is not None
+        assert read_json(case.statistics)["classes"]["tumour"]["volume_ml"] == pytest.approx(tumour_ml)
+        assert case.probabilities is not None
+        image: Any = nib.load(case.probabilities)
+        stored: Any = nib.load(case.target)
+        np.testing.assert_allclose(image.affine, stored.affine)
+        values = image.get_fdata()
+        assert values.shape == (*stored.shape, 3)
+        np.testing.assert_allclose(values.sum(axis=-1), 1.0, atol=1e-4)
+        np.testing.assert_array_equal(values.argmax(axis=-1), np.asarray(stored.dataobj))
+        assert case.preview is not None
+        with Image.open(case.preview) as picture:
+            title = f"{case.name}: kidney {result.volumes_ml['kidney']:.1f} ml, tumour {tumour_ml:.1f} ml"
+            assert picture.info["Title"] == title
+    assert [report for report in seen if report[0] == "cases"] == [("cases", done, 3) for done in range(4)]
+
+
+def test_a_case_that_fails_costs_no_other(
+    ensemble: Ensemble,
+    cases: list[PredictionCase],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+) -> None:
+    """A damaged file, a network that raises what nobody foresaw, a target that cannot be written; the last is done."""
+    caplog.set_level(logging.DEBUG, logger="kitsattn")
+    cases[0].source.write_bytes(b"no scan")
+    (tmp_path / "file").touch()
+    fourth = replace(cases[2], name="d", target=tmp_path / "d.nii.gz")
+    every = [cases[0], cases[1], replace(cases[2], target=tmp_path / "file" / "c.nii.gz"), fourth]
+
+    def predict(ensemble: Ensemble, case: PredictionCase, *arguments: Any, **settings: Any) -> Any:
+        if case.name == "b":
+            msg = "odd"
+            raise ZeroDivisionError(msg)
+        return predict_scan(ensemble, case, *arguments, **settings)
+
+    monkeypatch.setattr("kitsattn.predict.run.predict_scan", predict)
+    *failed, done = predict_cases(ensemble, every)
+    assert [type(error) for error in failed] == [KitsattnError] * 3
+    assert "is not a NIfTI file" in str(failed[0])
+    assert str(failed[1]).startswith("b: ZeroDivisionError: odd (kitsattn -v shows where")
+    assert "c.nii.gz cannot be written" in str(failed[2])
+    assert "ZeroDivisionError" in caplog.text
+    assert isinstance(done, Prediction)
+    assert read_labels(fourth.target).array.any()
+
+
+def test_the_next_scan_is_read_and_the_last_written_meanwhile(
+    ensemble: Ensemble, cases: list[PredictionCase], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the second case is predicted the third has been read, and the first is being written; not more at once."""
+    read, may_write = {case.name: threading.Event() for case in cases}, threading.Event()
+    writing = threading.Event()
+
+    def read_and_tell(case: PredictionCase, *, overwrite: bool) -> Volume:
+        scan = read_case(case, overwrite=overwrite)
+        read[case.name].set()
+        return scan
+
+    def predict(ensemble: Ensemble, case: PredictionCase, *arguments: Any, **settings: Any) -> Any:
+        if case.name == "b":
+            assert read["c"].wait(30)
+            assert writing.wait(30)
+            may_write.set()
+        return predict_scan(ensemble, case, *arguments, **settings)
+
+    def wait_and_write(*arguments: Any, **settings: Any) -> Prediction:
+        writing.set()
+        assert may_write.wait(30)
+        return write_case(*arguments, **settings)
+
+    monkeypatch.setattr("kitsattn.predict.run.read_case", read_and_tell)
+    monkeypatch.setattr("kitsattn.predict.run.predict_scan", predict)
+    monkeypatch.setattr("kitsattn.predict.run.write_case", wait_and_write)
+    assert all(isinstance(result, Prediction) for result in predict_cases(ensemble, cases))
+
+
+def test_the_label_map_is_written_last(ensemble: Ensemble, cases: list[PredictionCase], tmp_path: Path) -> None:
+    """A case with a label map is finished: what cannot be written beside it leaves none."""
+    (tmp_path / "file").touch()
+    (result,) = predict_cases(ensemble, [replace(cases[0], statistics=tmp_path / "file" / "a.json")])
+    assert isinstance(result, KitsattnError)
+    assert not cases[0].target.exists()
+
+
+def test_existing_label_maps_are_kept_unless_told(ensemble: Ensemble, cases: list[PredictionCase]) -> None:
+    """Without `overwrite` the case fails, with it the file is replaced."""
+    cases[0].target.parent.mkdir()
+    cases[0].target.write_bytes(b"mine")
+    (result,) = predict_cases(ensemble, cases[:1])
+    assert "exists already" in str(result)
+    assert cases[0].target.read_bytes() == b"mine"
+    (result,) = predict_cases(ensemble, cases[:1], overwrite=True)
+    assert isinstance(result, Prediction)
+
+
+def test_a_report_shows_every_case(ensemble: Ensemble, cases: list[PredictionCase], tmp_path: Path) -> None:
+    """Volumes, a picture of each, what failed, and what was finished before; names are escaped."""
+    cases[2].source.write_bytes(b"no scan")
+    named = [replace(case, name=f"<b>{case.name}", pictured=True) for case in cases]
+    results = dict(zip([case.name for case in named], predict_cases(ensemble, named), strict=True))
+    write_report(tmp_path / "report.html", ensemble, results, finished=["earlier"])
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/webp") == 2
+    assert "&lt;b&gt;a" in page
+    assert "<b>" not in page
+    assert "1 case could not be predicted" in page
+    assert "is not a NIfTI file" in page
+    assert "Predicted earlier, and not shown: earlier." in page
+    assert f"{4 * 6 * 5 * 20 / 1000:.1f}" in page
