@@ -122,9 +122,10 @@ def write_case(
     if case.statistics is not None:
         measured = measure_labels(labels, classes, scan.array).to_json()
         write_json(case.statistics, {"input": str(case.source), "output": str(case.target), **measured})
-    counts = np.bincount(labels.array.ravel(), minlength=ensemble.classes)
     volumes = {
-        name: float(counts[value]) * scan.geometry.voxel_ml for name, value in classes.items() if value != BACKGROUND
+        name: np.count_nonzero(labels.array == value) * scan.geometry.voxel_ml
+        for name, value in classes.items()
+        if value != BACKGROUND
     }
     if case.preview is not None:
         from kitsattn.figures.overlay import overlay_sheet  # noqa: PLC0415 - matplotlib takes a second
