@@ -91,11 +91,12 @@ ALONE = Ranks()
 
 
 @contextmanager
-def join_ranks(device: torch.device) -> Iterator[Ranks]:
+def join_ranks(device: torch.device, patience: timedelta = _PATIENCE) -> Iterator[Ranks]:
     """Join the processes that `torchrun` has started, and leave them at the end; without it, be alone.
 
     Args:
         device: The kind of device to compute on; of several GPUs each process takes its own.
+        patience: How long one process waits for another that neither answers nor ends.
 
     Raises:
         KitsattnError: If there are more processes than GPUs, or they cannot work together on such a device.
@@ -120,7 +121,7 @@ def join_ranks(device: torch.device) -> Iterator[Ranks]:
     # would keep it alive for good, and a thread of it that is at work when the interpreter ends aborts the process.
     import_module("torch.distributed.nn.functional")
     distributed.init_process_group(
-        "nccl" if own.type == "cuda" else "gloo", timeout=_PATIENCE, device_id=own if own.type == "cuda" else None
+        "nccl" if own.type == "cuda" else "gloo", timeout=patience, device_id=own if own.type == "cuda" else None
     )
     try:
         yield Ranks(distributed.get_rank(), distributed.get_world_size(), local_size, own)

@@ -1,11 +1,13 @@
 """`kitsattn predict`: one scan in, one label map out; or a folder of them."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -29,8 +31,14 @@ from kitsattn.workspace import Workspace
 if TYPE_CHECKING:
     from kitsattn.predict.case import Prediction
     from kitsattn.predict.cases import PredictionCase
+    from kitsattn.predict.postprocess import Postprocessing
 
 MODEL_VARIABLE = "KITSATTN_MODEL"
+
+Result = TypeVar("Result")
+
+_PATIENCE = timedelta(days=7)
+"""How long a process that has done its share waits for the others, which may have more to do."""
 
 
 class Format(StrEnum):
@@ -139,7 +147,11 @@ def predict(
     ] = None,
     report: Annotated[
         Path | None,
-        typer.Option(metavar="HTML", help="Write one page with volumes and pictures of all scans.", show_default=False),
+        typer.Option(
+            metavar="HTML",
+            help="Write one page with volumes and pictures of all scans, in place of an older one.",
+            show_default=False,
+        ),
     ] = None,
     device: DeviceOption = Device.auto,
     precision: PrecisionOption = Precision.auto,
@@ -160,10 +172,10 @@ def predict(
 ) -> None:
     """Segment kidneys (1) and tumours (2) in a CT scan; the output has the scan's shape, affine and units.
 
-    Many scans: those whose label map is there are skipped, one that fails does not stop the others.
+    Many scans: those for which all is there are skipped, one that fails does not stop the others.
     Several processes under torchrun share them.
 
-    Research use only, not a medical device. A model trained on synthetic phantoms is used only when --model names it.
+    Research use only, not a medical device. A model trained on synthetic phantoms is used only when it is named.
 
     Example: kitsattn predict in.nii.gz out.nii.gz
     """
@@ -180,55 +192,92 @@ def predict(
         )
         for case in cases
     ]
-    finished = [case.name for case in cases if case.target.exists()] if many and not overwrite else []
-    for case in cases:
-        if case.name not in finished:
-            _check_outputs(case, report, overwrite=overwrite, many=many)
-    if finished:
-        say(f"{len(finished)} of {plural(len(cases), 'case')} finished earlier (--overwrite does them again)")
+    if min_volume is not None and not post_process:
+        msg = "--min-volume is a rule of post-processing: leave it or --no-postprocess out"
+        raise KitsattnError(msg)
+    finished = _find_finished(cases, report, overwrite=overwrite, many=many)
 
     # Only now: loading torch takes seconds, and what is wrong with the paths is known without it.
     import torch
 
     from kitsattn.kernels.precision import choose_device, choose_precision
-    from kitsattn.predict.case import DEFAULT_RULES
+    from kitsattn.predict.case import recall_case
     from kitsattn.predict.infer import Inference, load_ensemble
-    from kitsattn.predict.run import predict_cases
+    from kitsattn.predict.run import attempt, predict_cases
     from kitsattn.ranks import join_ranks
 
-    model = model or _default_models(places)
     chosen = choose_device(device.value)
     if chosen.type == "cpu":
         keep_freed_memory()
-    rules = DEFAULT_RULES if min_volume is None else replace(DEFAULT_RULES, min_volume_ml=min_volume)
-    with join_ranks(chosen) as ranks, progress_bars() as progress:
+    with join_ranks(chosen, _PATIENCE) as ranks:
         if ranks.size > 1:
             torch.set_num_threads(ranks.cores)
         if not ranks.leads:
             configure_logging(verbose=False, quiet=True)
         finished = ranks.gather(finished)[0]  # by now another process may have finished one that this one lacked
-        cases = [case for case in cases if case.name not in finished]
+        left = [case for case in cases if case not in finished]
+        if output is None:
+            say(f"output: {cases[0].target.parent if many else cases[0].target}")
+        if finished:
+            say(f"{len(finished)} of {plural(len(cases), 'case')} finished earlier (--overwrite does them again)")
+        model = model or _default_models(places)
         ensemble = load_ensemble(model, ranks.device, choose_precision(precision.value, ranks.device))
-        own = predict_cases(
-            ensemble,
-            ranks.share(cases),
-            Inference(batch_size=batch_size, flips=tta is Augmentation.flips, overlap=overlap, fast=fast),
-            rules=rules if post_process else None,
-            overwrite=overwrite,
-            progress=progress,
-        )
-        shares = ranks.gather(own)
+        with progress_bars() as progress:
+            own = predict_cases(
+                ensemble,
+                ranks.share(left),
+                Inference(batch_size=batch_size, flips=tta is Augmentation.flips, overlap=overlap, fast=fast),
+                rules=_choose_rules(min_volume) if post_process else None,
+                overwrite=overwrite,
+                progress=progress,
+            )
+        recalled = [
+            attempt(case, partial(recall_case, ensemble, case)) for case in ranks.share(finished) if report is not None
+        ]
+        results, earlier = _join(left, ranks.gather(own)), _join(finished, ranks.gather(recalled))
         if not ranks.leads:
             return
-    results = {case.name: shares[number % len(shares)][number // len(shares)] for number, case in enumerate(cases)}
     if ensemble.synthetic:
         warn(SYNTHETIC_MODEL_NOTICE)
     if report is not None:
         from kitsattn.predict.report import write_report
 
-        write_report(report, ensemble, results, finished=finished)
+        every = {**earlier, **results}
+        write_report(report, ensemble, {case.name: every[case.name] for case in cases})
         say(f"report: {report}")
     _tell(results, many=many, json=json)
+
+
+def _choose_rules(min_volume_ml: float | None) -> "Postprocessing":
+    from kitsattn.predict.case import DEFAULT_RULES
+
+    return DEFAULT_RULES if min_volume_ml is None else replace(DEFAULT_RULES, min_volume_ml=min_volume_ml)
+
+
+def _find_finished(
+    cases: "Sequence[PredictionCase]", report: Path | None, *, overwrite: bool, many: bool
+) -> "list[PredictionCase]":
+    """Return those of many cases that were predicted earlier; refuse the others' outputs if they cannot be written."""
+    finished = [case for case in cases if _is_finished(case)] if many and not overwrite else []
+    for case in cases:
+        if case not in finished:
+            _check_outputs(case, report, cases, overwrite=overwrite, many=many)
+    return finished
+
+
+def _is_finished(case: "PredictionCase") -> bool:
+    """Tell whether all that is asked for is there; the label map is written last."""
+    wanted = (case.target, case.statistics, case.preview, case.probabilities)
+    return all(path.exists() for path in wanted if path is not None)
+
+
+def _join(cases: "Sequence[PredictionCase]", shares: Sequence[Sequence[Result]]) -> dict[str, Result]:
+    """Return the results by name of the case, from the shares of all processes."""
+    return {
+        case.name: shares[number % len(shares)][number // len(shares)]
+        for number, case in enumerate(cases)
+        if any(shares)  # nobody was asked
+    }
 
 
 def _choose_cases(
@@ -239,6 +288,9 @@ def _choose_cases(
     from kitsattn.predict.cases import DICOM_SUFFIX, PredictionCase, find_cases, holds_cases
     from kitsattn.volume.formats import OUTPUT_SUFFIXES
 
+    if not source.exists():
+        msg = f"{source} does not exist"
+        raise KitsattnError(msg)
     suffix = DICOM_SUFFIX if chosen is Format.dicom else f".{chosen or Format.nifti}"
     is_file = output is not None and output.name.lower().endswith((*OUTPUT_SUFFIXES, DICOM_SUFFIX))
     name = scan_name(source)
@@ -247,12 +299,12 @@ def _choose_cases(
             msg = f"{source} holds several scans, and {output} is one file: name a folder for their label maps"
             raise KitsattnError(msg)
         folder = output or places.predictions / name
-        if output is None:
-            say(f"output: {folder}")
+        if folder.exists() and source.is_dir() and folder.samefile(source):
+            msg = f"{folder} holds the scans themselves: name another folder for their label maps"
+            raise KitsattnError(msg)
         return True, find_cases(source, folder, suffix)
     if output is None:
         output = places.predictions / f"{name}{suffix}"
-        say(f"output: {output}")
     elif output.is_dir():
         output /= f"{name}{suffix}"
     elif chosen and not output.name.lower().endswith(suffix):
@@ -266,8 +318,10 @@ def _beside(path: Path | None, name: str, suffix: str, *, many: bool) -> Path | 
     return path / f"{name}{suffix}" if many and path is not None else path
 
 
-def _check_outputs(case: "PredictionCase", report: Path | None, *, overwrite: bool, many: bool) -> None:
-    """Refuse outputs that cannot be written, before any work is put into them.
+def _check_outputs(
+    case: "PredictionCase", report: Path | None, cases: "Sequence[PredictionCase]", *, overwrite: bool, many: bool
+) -> None:
+    """Refuse outputs that cannot be written, or that are one file, before any work is put into them.
 
     Of many scans, what lies beside a label map that is not there is from a run that was stopped, and is replaced.
     """
@@ -276,6 +330,11 @@ def _check_outputs(case: "PredictionCase", report: Path | None, *, overwrite: bo
 
     if case.target.suffix.lower() != DICOM_SUFFIX:
         check_output(case.target)
+    named = [path for path in (case.target, case.statistics, case.preview, case.probabilities, report) if path]
+    twice = [path for number, path in enumerate(named) if path.absolute() in map(Path.absolute, named[:number])]
+    if twice:
+        msg = f"{twice[0]} would be written twice: name another file or folder for each output"
+        raise KitsattnError(msg)
     for path, suffixes in (
         (case.target, ()),
         (case.statistics, (".json",)),
@@ -292,7 +351,9 @@ def _check_outputs(case: "PredictionCase", report: Path | None, *, overwrite: bo
         if not (folder.is_dir() and os.access(folder, os.W_OK)):
             msg = f"{path} cannot be written: {folder} is no folder that you may write to; name another output"
             raise KitsattnError(msg)
-        check_target(path, case.source, overwrite=overwrite or many or path == report)
+        replaced = overwrite or path == report or (many and path != case.target)
+        for other in cases:
+            check_target(path, other.source, overwrite=replaced)
 
 
 def _default_models(places: Workspace) -> list[Path]:

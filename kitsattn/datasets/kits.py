@@ -112,7 +112,9 @@ def scan_name(path: Path) -> str:
     """
     if path.is_dir():
         return path.absolute().name
-    return path.absolute().parent.name if path.name == IMAGE_NAME else Path(path.name.removesuffix(".gz")).stem
+    if path.name == IMAGE_NAME:
+        return path.absolute().parent.name
+    return path.with_suffix("").stem if path.suffix.lower() == ".gz" else path.stem
 
 
 def _case_folders(cases_folder: Path) -> list[tuple[int, Path]]:

@@ -25,7 +25,7 @@ def choose_device(choice: DeviceChoice = "auto") -> torch.device:
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if choice == "auto":
         return torch.device(next(name for name, there in available.items() if there))
-    if not available[choice]:
+    if not available.get(choice):
         there = ", ".join(name for name in available if available[name])
         msg = f"this machine, with this build of PyTorch, has no {choice} device: use one of auto, {there}"
         raise KitsattnError(msg)

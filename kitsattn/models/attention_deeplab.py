@@ -16,6 +16,8 @@ from kitsattn.blocks.normalizer import Normalizer
 from kitsattn.blocks.resnet import BlockKind, ResNetEncoder
 from kitsattn.models.registry import register_model
 
+_MOST_BLOCKS = 1000
+
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionDeeplabConfig:
@@ -82,6 +84,9 @@ class AttentionDeeplabConfig:
             "low_level_channels": (self.low_level_channels,),
             "decoder_channels": (self.decoder_channels,),
         }
+        if max(self.encoder_depths) > _MOST_BLOCKS:  # of a damaged file, say: building it would take forever
+            msg = f"encoder_depths must be at most {_MOST_BLOCKS}, got {self.encoder_depths}"
+            raise ValueError(msg)
         for name, values in counts.items():
             if not values or min(values) < 1:
                 msg = f"{name} must be positive, got {values}"

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kitsattn import __version__
+from kitsattn.errors import KitsattnError
 from kitsattn.files import check_target, write_json
 from kitsattn.jobs import Progress, silent
 from kitsattn.labels import BACKGROUND
@@ -22,7 +23,7 @@ from kitsattn.predict.scan import CERTAIN, predict_volume
 from kitsattn.predict.statistics import measure_labels
 from kitsattn.preprocess.intensity import check_hu
 from kitsattn.volume.dicom.segmentation import check_source, write_segmentation
-from kitsattn.volume.formats import read_scan, write_labels
+from kitsattn.volume.formats import read_labels, read_scan, write_labels
 from kitsattn.volume.nifti import write_probabilities
 from kitsattn.volume.volume import Volume
 from kitsattn.words import plural
@@ -63,10 +64,29 @@ def read_case(case: PredictionCase, *, overwrite: bool) -> Volume:
     check_target(case.target, case.source, overwrite=overwrite)
     if case.target.suffix.lower() == DICOM_SUFFIX:
         check_source(case.source, case.series)
-    scan = check_hu(read_scan(case.source, case.series))
+    return told(check_hu(read_scan(case.source, case.series)), case.source)
+
+
+def told(scan: Volume, name: object) -> Volume:
+    """Log the notes of a scan, and return it."""
     for note in scan.notes:
-        _log.warning("%s: %s", case.source, note)
+        _log.warning("%s: %s", name, note)
     return scan
+
+
+def recall_case(ensemble: Ensemble, case: PredictionCase) -> Prediction:
+    """Return what was predicted for a case in an earlier run, from its label map.
+
+    Raises:
+        KitsattnError: If scan or label map cannot be read, or they do not belong together.
+    """
+    scan, labels = check_hu(read_scan(case.source, case.series)), read_labels(case.target)
+    if labels.geometry.shape != scan.geometry.shape:
+        msg = f"{case.target} is not the label map of {case.source}: --overwrite replaces it"
+        raise KitsattnError(msg)
+    picture = _small_picture(case.name, scan, labels) if case.pictured else None
+    volumes = _volumes_ml(ensemble, labels)
+    return Prediction(case, volumes, None, (*labels.notes, "Predicted earlier."), ensemble.synthetic, picture)
 
 
 def predict_scan(
@@ -122,17 +142,14 @@ def write_case(
     if case.statistics is not None:
         measured = measure_labels(labels, classes, scan.array).to_json()
         write_json(case.statistics, {"input": str(case.source), "output": str(case.target), **measured})
-    volumes = {
-        name: np.count_nonzero(labels.array == value) * scan.geometry.voxel_ml
-        for name, value in classes.items()
-        if value != BACKGROUND
-    }
+    volumes = _volumes_ml(ensemble, labels)
     if case.preview is not None:
         from kitsattn.figures.overlay import overlay_sheet  # noqa: PLC0415 - matplotlib takes a second
 
         notice = SYNTHETIC_MODEL_NOTICE if ensemble.synthetic else RESEARCH_NOTICE
         title = f"{case.name}: {describe_volumes(volumes)}"
         overlay_sheet(case.preview, scan, labels.array, None, title=title, note=notice)
+    picture = _small_picture(case.name, scan, labels) if case.pictured else None
     # Last: where it is, all is.
     if case.target.suffix.lower() == DICOM_SUFFIX:
         model = ensemble.headers[0].model
@@ -141,8 +158,12 @@ def write_case(
         )
     else:
         write_labels(case.target, labels, note=note, overwrite=overwrite)
-    picture = _small_picture(case.name, scan, labels) if case.pictured else None
     return Prediction(case, volumes, report, labels.notes, ensemble.synthetic, picture)
+
+
+def _volumes_ml(ensemble: Ensemble, labels: Volume) -> dict[str, float]:
+    classes = {name: value for name, value in ensemble.headers[0].labels.items() if value != BACKGROUND}
+    return {name: np.count_nonzero(labels.array == value) * labels.geometry.voxel_ml for name, value in classes.items()}
 
 
 def describe_volumes(volumes_ml: Mapping[str, float]) -> str:

@@ -9,6 +9,7 @@ from kitsattn.datasets.dataset import SCAN_SUFFIXES
 from kitsattn.datasets.kits import IMAGE_NAME, find_cases_folder, scan_name
 from kitsattn.errors import KitsattnError
 from kitsattn.files import unreadable
+from kitsattn.volume.formats import is_dicom_file
 from kitsattn.words import name_some
 
 DICOM_SUFFIX = ".dcm"
@@ -47,9 +48,9 @@ class PredictionCase:
 
 def holds_cases(source: Path) -> bool:
     """Tell whether a path is a list, a KiTS folder, or a folder with files of scans other than DICOM."""
-    if source.suffix.lower() == LIST_SUFFIX:
-        return True
-    return source.is_dir() and (find_cases_folder(source) is not None or bool(_scan_files(source)))
+    if not source.is_dir():
+        return source.suffix.lower() == LIST_SUFFIX
+    return find_cases_folder(source) is not None or (bool(_scan_files(source)) and not _is_series(source))
 
 
 def find_cases(source: Path, folder: Path, suffix: str) -> list[PredictionCase]:
@@ -58,7 +59,7 @@ def find_cases(source: Path, folder: Path, suffix: str) -> list[PredictionCase]:
     - A list is a text file with one path a line, relative to the list; empty lines and those with # are left out.
     - A KiTS folder holds `case_NNNNN/imaging.nii.gz`, whose label maps are `prediction_NNNNN`, as the challenges want.
     - Any other folder holds scans in files, or DICOM: one case in each folder or .zip archive. Their label maps keep
-      their names, but for nnU-Net's `_0000` where all have it. A folder with DICOM files in it is one case.
+      their names, but for nnU-Net's `_0000` where all have it. A folder with DICOM files right in it is one case.
 
     Args:
         source: The folder or list.
@@ -77,7 +78,8 @@ def find_cases(source: Path, folder: Path, suffix: str) -> list[PredictionCase]:
         folders = sorted(path.parent for path in cases_folder.glob(f"case_*/{IMAGE_NAME}"))
         scans = {path / IMAGE_NAME: _kits_name(path.name) for path in folders}
     else:
-        scans = {path: scan_name(path) for path in _scan_files(source) or _dicom_folders(source)}
+        found = [source] if _is_series(source) else sorted([*_scan_files(source), *_dicom_folders(source)])
+        scans = {path: scan_name(path) for path in found}
         if scans and all(name.endswith(_FIRST_CHANNEL) for name in scans.values()):
             scans = {path: name.removesuffix(_FIRST_CHANNEL) for path, name in scans.items()}
     if not scans:
@@ -94,7 +96,7 @@ def find_cases(source: Path, folder: Path, suffix: str) -> list[PredictionCase]:
 
 def _read_list(path: Path) -> list[Path]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         msg = f"{path} is no text in UTF-8: write one path of a scan a line"
         raise KitsattnError(msg) from error
@@ -122,9 +124,13 @@ def _scan_files(folder: Path) -> list[Path]:
     ]
 
 
+def _is_series(folder: Path) -> bool:
+    """Tell whether DICOM files lie right in a folder."""
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    return any(is_dicom_file(path) for path in files if not path.name.lower().endswith(_SCAN_SUFFIXES))
+
+
 def _dicom_folders(folder: Path) -> list[Path]:
-    """Return the folders of cases in a folder, or the folder itself where it holds files."""
-    inside = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
-    if any(path.is_file() for path in inside):
-        return [folder]
-    return [path for path in inside if path.is_dir() and any(item.is_file() for item in path.rglob("*"))]
+    """Return the folders in a folder that hold a DICOM file, however deep."""
+    inside = (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return [path for path in inside if any(item.is_file() and is_dicom_file(item) for item in path.rglob("*"))]

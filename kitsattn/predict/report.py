@@ -1,6 +1,6 @@
 """The page of a prediction: volumes of every case, what failed, and a picture of each."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from kitsattn.errors import KitsattnError
@@ -15,16 +15,13 @@ from kitsattn.words import plural
 _CASES = "cases"
 
 
-def write_report(
-    path: Path, ensemble: Ensemble, results: Mapping[str, Prediction | KitsattnError], *, finished: Sequence[str] = ()
-) -> None:
+def write_report(path: Path, ensemble: Ensemble, results: Mapping[str, Prediction | KitsattnError]) -> None:
     """Write a page that needs no other file, atomically, replacing an existing one; it names cases by their files.
 
     Args:
         path: The HTML file.
         ensemble: The networks.
         results: Name of a case to what was predicted, or the error it failed with.
-        finished: Names of cases that were predicted earlier and left as they are.
 
     Raises:
         KitsattnError: If the file cannot be written.
@@ -34,9 +31,7 @@ def write_report(
     # Numbers, not names: a name may hold what an anchor must not.
     anchors = {name: f"case-{number}" for number, name in enumerate(predictions, start=1)}
     classes = [name for name, value in ensemble.headers[0].labels.items() if value != BACKGROUND]
-    notes = ["Volumes are voxels times the volume of a voxel, in ml."]
-    if finished:
-        notes.append(f"Predicted earlier, and not shown: {', '.join(finished)}.")
+    notes = ("Volumes are voxels times the volume of a voxel, in ml.",)
     rows: tuple[tuple[str | Link, ...], ...] = tuple(
         (Link(name, anchors[name]), *(f"{result.volumes_ml[kind]:.1f}" for kind in classes), _changed(result))
         for name, result in predictions.items()
@@ -47,7 +42,7 @@ def write_report(
             plural(len(rows), "case"),
             columns,
             rows,
-            notes=tuple(notes),
+            notes=notes,
             numbers=frozenset(columns[1:-1]),
             anchor=_CASES,
         )

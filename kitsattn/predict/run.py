@@ -1,8 +1,8 @@
 """Prediction of many cases: the next one is read and the last one written while the networks are at work on one."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from functools import partial
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 from kitsattn.errors import KitsattnError
 from kitsattn.jobs import Progress, silent, unforeseen
@@ -11,6 +11,8 @@ from kitsattn.predict.cases import PredictionCase
 from kitsattn.predict.infer import Ensemble, Inference
 from kitsattn.predict.postprocess import Postprocessing
 from kitsattn.volume.volume import Volume
+
+Result = TypeVar("Result")
 
 
 def predict_cases(
@@ -36,36 +38,46 @@ def predict_cases(
         For each case, in their order, what was predicted, or the error it failed with.
     """
 
-    def predict(case: PredictionCase, reading: Future[Volume]) -> Callable[[], Prediction]:
-        scan = reading.result()
-        predicted = predict_scan(ensemble, case, scan, inference, progress=progress)
-        return partial(write_case, ensemble, case, scan, predicted, rules=rules, overwrite=overwrite)
+    def read(case: PredictionCase) -> Volume | KitsattnError:
+        return attempt(case, lambda: read_case(case, overwrite=overwrite))
 
-    written: list[Future[Prediction]] = []
+    def predict_and_write(case: PredictionCase, scan: Volume) -> Callable[[], Prediction | KitsattnError]:
+        predicted = attempt(case, lambda: predict_scan(ensemble, case, scan, inference, progress=progress))
+        if isinstance(predicted, KitsattnError):
+            return lambda: predicted
+        return lambda: attempt(
+            case, lambda: write_case(ensemble, case, scan, predicted, rules=rules, overwrite=overwrite)
+        )
+
+    results: list[Prediction | KitsattnError] = []
+    writing: Future[Prediction | KitsattnError] | None = None
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
-        reading = [reader.submit(read_case, case, overwrite=overwrite) for case in cases[:1]]
-        for number, case in enumerate(cases):
-            if len(cases) > 1:
-                progress("cases", number, len(cases))
-            (scan,) = reading
-            reading = [reader.submit(read_case, case, overwrite=overwrite) for case in cases[number + 1 : number + 2]]
-            try:
-                write = predict(case, scan)
-            except Exception as error:  # noqa: BLE001 - any: it costs this case
-                written.append(Future())
-                written[-1].set_exception(error)
-            else:
-                wait(written[-1:])
-                written.append(writer.submit(write))
+        try:
+            reading = [reader.submit(read, case) for case in cases[:1]]
+            for number, case in enumerate(cases):
+                if len(cases) > 1:
+                    progress("cases", number, len(cases))
+                scan = reading.pop().result()
+                reading += [reader.submit(read, case) for case in cases[number + 1 : number + 2]]
+                write = (lambda error=scan: error) if isinstance(scan, KitsattnError) else predict_and_write(case, scan)
+                if writing is not None:
+                    results.append(writing.result())
+                writing = writer.submit(write)
+        except BaseException:
+            reader.shutdown(cancel_futures=True)  # Ctrl-C need not wait for another scan
+            raise
+    if writing is not None:
+        results.append(writing.result())
     if len(cases) > 1:
         progress("cases", len(cases), len(cases))
-    return [_outcome(case, future) for case, future in zip(cases, written, strict=True)]
+    return results
 
 
-def _outcome(case: PredictionCase, written: Future[Prediction]) -> Prediction | KitsattnError:
+def attempt(case: PredictionCase, work: Callable[[], Result]) -> Result | KitsattnError:
+    """Return what some work on a case gives, or the error it fails with: without traceback, which holds its arrays."""
     try:
-        return written.result()
+        return work()
     except KitsattnError as error:
-        return error
-    except Exception as error:  # noqa: BLE001 - see above
+        return KitsattnError(str(error))
+    except Exception as error:  # noqa: BLE001 - any: it costs this case
         return unforeseen(case.name, error)

@@ -1,11 +1,14 @@
 """Prediction from Python, of a file or of an image in memory: `kitsattn.segment`."""
 
+import logging
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kitsattn.errors import KitsattnError
 from kitsattn.kernels.precision import DeviceChoice, PrecisionChoice, choose_device, choose_precision
-from kitsattn.predict.case import DEFAULT_RULES
+from kitsattn.notices import SYNTHETIC_MODEL_NOTICE
+from kitsattn.predict.case import DEFAULT_RULES, told
 from kitsattn.predict.infer import Ensemble, Inference, load_ensemble
 from kitsattn.predict.postprocess import Postprocessing, knows_classes, postprocess
 from kitsattn.predict.scan import predict_volume
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
 
 AnyPath = str | PathLike[str]
 
+_log = logging.getLogger(__name__)
+
 
 def load_model(*paths: AnyPath, device: DeviceChoice = "auto", precision: PrecisionChoice = "auto") -> Ensemble:
     """Load one checkpoint, or several whose probabilities are averaged, for many calls of `segment`.
@@ -33,8 +38,11 @@ def load_model(*paths: AnyPath, device: DeviceChoice = "auto", precision: Precis
         The networks. They are only read by `segment`, so that several threads may use them.
 
     Raises:
-        KitsattnError: If a file is no checkpoint, two do not belong together, or the device is not there.
+        KitsattnError: If no file is named, one is no checkpoint, two do not belong together, or the device is missing.
     """
+    if not paths:
+        msg = "load_model needs a checkpoint: name a file that `kitsattn train` wrote"
+        raise KitsattnError(msg)
     chosen = choose_device(device)
     return load_ensemble([Path(path) for path in paths], chosen, choose_precision(precision, chosen))
 
@@ -49,8 +57,8 @@ def segment(
 ) -> "Nifti1Image | SimpleITK.Image":
     """Segment kidneys and tumours in a CT scan; research use only, not a medical device.
 
-    Nothing is printed, written or kept: what `kitsattn predict` says in warnings, the logger `kitsattn` is given. It
-    may be called from several threads and processes.
+    Nothing is written or kept; what `kitsattn predict` warns of, the logger `kitsattn` is given. It may be called from
+    several threads and processes.
 
     Args:
         image: A scan in HU: an image of nibabel or SimpleITK, or a path as `kitsattn predict` takes it (NIfTI, NRRD,
@@ -67,9 +75,18 @@ def segment(
     Raises:
         KitsattnError: If the scan or the model cannot be used, or memory is short.
     """
-    scan = read_scan(Path(image), series) if isinstance(image, str | PathLike) else from_image(image)
+    if isinstance(image, str | PathLike):
+        scan = read_scan(Path(image), series)
+    elif series is None:
+        scan = from_image(image)
+    else:
+        msg = "an image in memory has no series: leave `series` out"
+        raise KitsattnError(msg)
+    scan = told(check_hu(scan), image if isinstance(image, str | PathLike) else "the image")
     ensemble = model if isinstance(model, Ensemble) else load_model(model)
-    labels, _ = predict_volume(ensemble, check_hu(scan), inference)
+    if ensemble.synthetic:
+        _log.warning("%s", SYNTHETIC_MODEL_NOTICE)
+    labels, _ = predict_volume(ensemble, scan, inference)
     classes = ensemble.headers[0].labels
     if rules is not None and knows_classes(classes):
         array, _ = postprocess(labels.array, labels.geometry.spacing_mm, classes, rules=rules)

@@ -1,5 +1,6 @@
 """Scans and label maps in any format: NIfTI through nibabel, DICOM by `dicom/`, all else through SimpleITK."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from kitsattn.errors import KitsattnError
 from kitsattn.files import atomic_path, unreadable
 from kitsattn.volume import nifti
 from kitsattn.volume.geometry import Geometry
+from kitsattn.volume.integrity import check_header, check_voxels
 from kitsattn.volume.orientation import RAS_FROM_LPS, SPATIAL_AXES, canonical_grid, file_affine, layout
 from kitsattn.volume.volume import FileGrid, Volume
 from kitsattn.volume.voxels import label_values, refuse_non_numbers, scan_values
@@ -23,7 +25,7 @@ OUTPUT_SUFFIXES = (*nifti.SUFFIXES, ".nrrd", ".mha")
 """Formats that label maps are written in: those that keep header and voxels in one file."""
 
 _MOST_VOXEL_BYTES = 8
-_DICOM_SUFFIXES = (".dcm", ".dicom", ".ima", ".zip")
+_DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 _DICOM_MAGIC = b"DICM"
 _DICOM_MAGIC_OFFSET = 128
 
@@ -109,6 +111,7 @@ def read_grid(path: Path) -> tuple[Geometry, FileGrid, int]:
         return nifti.read_grid(path)
     import SimpleITK  # noqa: PLC0415 - NIfTI users need not wait for it
 
+    check_header(path)
     reader = SimpleITK.ImageFileReader()
     reader.SetFileName(str(path))
     with _itk_errors(path):
@@ -165,7 +168,16 @@ def _is_dicom(path: Path) -> bool:
     if not path.exists():
         msg = f"{path} does not exist"
         raise KitsattnError(msg)
-    return path.is_dir() or path.suffix.lower() in _DICOM_SUFFIXES or _starts_as_dicom(path)
+    return path.is_dir() or path.suffix.lower() == ".zip" or is_dicom_file(path)
+
+
+def is_dicom_file(path: Path) -> bool:
+    """Tell whether a file is DICOM, by its suffix or its first bytes; not whether it is an archive of such files.
+
+    Raises:
+        KitsattnError: If it cannot be read.
+    """
+    return path.suffix.lower() in _DICOM_SUFFIXES or _starts_as_dicom(path)
 
 
 def _starts_as_dicom(path: Path) -> bool:
@@ -180,9 +192,17 @@ def _read_itk(path: Path) -> tuple[NDArray[Any], FileGrid, Geometry]:
     """Return stored voxels with axes in SimpleITK's order of indices, how they lie in the file and in the patient."""
     import SimpleITK  # noqa: PLC0415 - NIfTI users need not wait for it
 
+    check_header(path)
+    reader = SimpleITK.ImageFileReader()
+    reader.SetFileName(str(path))
     with _itk_errors(path):
-        image = SimpleITK.ReadImage(str(path))
-    grid, geometry = _itk_grid(image, path)
+        reader.ReadImageInformation()
+    grid, geometry = _itk_grid(reader, path)
+    with _itk_errors(path):
+        voxel_bytes = SimpleITK.Image([1, 1, 1], reader.GetPixelID()).GetSizeOfPixelComponent()
+    check_voxels(path, math.prod(geometry.shape) * voxel_bytes)
+    with _itk_errors(path):
+        image = reader.Execute()
     stored: NDArray[Any] = SimpleITK.GetArrayFromImage(image).T
     refuse_non_numbers(stored.dtype, path)
     return stored, grid, geometry
@@ -202,7 +222,7 @@ def _itk_grid(image: Any, path: Path) -> tuple[FileGrid, Geometry]:  # noqa: ANN
     """Check what SimpleITK says of a file and return how its array lies in file and patient."""
     import SimpleITK  # noqa: PLC0415 - NIfTI users need not wait for it
 
-    if image.GetDimension() != SPATIAL_AXES:
+    if image.GetDimension() != SPATIAL_AXES or min(image.GetSize()) < 1:
         msg = f"{path} has the shape {image.GetSize()}: a scan has three axes, extract one volume from it"
         raise KitsattnError(msg)
     components = (
@@ -211,12 +231,18 @@ def _itk_grid(image: Any, path: Path) -> tuple[FileGrid, Geometry]:  # noqa: ANN
     if components != 1:
         msg = f"{path} holds several values a voxel, such as colours: a scan or label map holds one real number a voxel"
         raise KitsattnError(msg)
+    spacing = np.array(image.GetSpacing())
+    # A spacing below 0 turns its axis round once an image is read.
+    direction = np.reshape(image.GetDirection(), (3, 3)) * np.where(spacing < 0, -1, 1)
     affine = np.eye(4)
-    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * np.array(image.GetSpacing())
+    affine[:3, :3] = direction * np.abs(spacing)
     affine[:3, 3] = image.GetOrigin()
     header = SimpleITK.Image([1, 1, 1], SimpleITK.sitkUInt8)
-    _copy_grid(image, header)
-    return canonical_grid(image.GetSize(), RAS_FROM_LPS @ affine, path, header)
+    grid, geometry = canonical_grid(image.GetSize(), RAS_FROM_LPS @ affine, path, header)
+    header.SetSpacing(np.abs(spacing).tolist())
+    header.SetOrigin(image.GetOrigin())
+    header.SetDirection(direction.ravel().tolist())
+    return grid, geometry
 
 
 def _write_itk(path: Path, labels: Volume, note: str | None, *, overwrite: bool) -> None:
@@ -239,7 +265,9 @@ def to_itk(labels: Volume) -> "SimpleITK.Image":
     grid = labels.source or layout("LPS", Path())
     image = SimpleITK.GetImageFromArray(np.ascontiguousarray(grid.to_file(labels.array).T))
     if isinstance(grid.header, SimpleITK.Image):
-        _copy_grid(grid.header, image)
+        image.SetSpacing(grid.header.GetSpacing())
+        image.SetOrigin(grid.header.GetOrigin())
+        image.SetDirection(grid.header.GetDirection())
     else:
         affine = RAS_FROM_LPS @ file_affine(labels.geometry, grid)
         spacing = np.linalg.norm(affine[:3, :3], axis=0)
@@ -247,9 +275,3 @@ def to_itk(labels: Volume) -> "SimpleITK.Image":
         image.SetOrigin(affine[:3, 3].tolist())
         image.SetDirection((affine[:3, :3] / spacing).ravel().tolist())
     return image
-
-
-def _copy_grid(image: Any, target: "SimpleITK.Image") -> None:  # noqa: ANN401 - see above
-    target.SetSpacing(image.GetSpacing())
-    target.SetOrigin(image.GetOrigin())
-    target.SetDirection(image.GetDirection())

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import nibabel as nib
 import numpy as np
-from isal import igzip, igzip_lib
+from isal import igzip, isal_zlib
 from nibabel.arrayproxy import ArrayProxy
 from nibabel.nifti1 import Nifti1Extension
 from nibabel.spatialimages import HeaderDataError, SpatialImage
@@ -175,6 +175,7 @@ def to_image(labels: Volume) -> nib.Nifti1Image:
     header.extensions.clear()
     header.set_data_dtype(np.uint8)
     header["cal_min"] = header["cal_max"] = 0
+    header["vox_offset"] = 0  # nibabel finds it
     header["descrip"] = b""
     image_class: type[nib.Nifti1Image] = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
     array = source.to_file(labels.array).reshape(header.get_data_shape(), order="F")
@@ -224,7 +225,7 @@ def _file_errors(path: Path) -> Iterator[None]:
     """Turn what can go wrong with a file into one line."""
     try:
         yield
-    except (EOFError, igzip.BadGzipFile, igzip_lib.IsalError) as error:
+    except (EOFError, igzip.BadGzipFile, isal_zlib.error) as error:  # type: ignore[misc]  # its stub is wrong
         msg = f"{path} is truncated or damaged ({error}): copy or download it again"
         raise KitsattnError(msg) from error
     except HeaderDataError as error:
@@ -276,6 +277,9 @@ def _read_grid(header: nib.Nifti1Header, path: Path) -> tuple[FileGrid, Geometry
     spacing = header["pixdim"][1:4].astype(np.float64)
     if not np.all(np.isfinite(spacing)) or np.any(spacing == 0):
         raise bad_spacing(path, spacing)
+    if np.isinf(header["vox_offset"]):
+        msg = f"its voxels begin at byte {header['vox_offset']:g}"
+        raise HeaderDataError(msg)
     header.check_fix(logger=_log)
     refuse_non_numbers(header.get_data_dtype(), path)
     affine, affine_notes = _choose_affine(header)
@@ -326,7 +330,7 @@ def _read_values(stream: IO[bytes], header: nib.Nifti1Header) -> NDArray[Any]:
     if not 0 <= offset < _FARTHEST_OFFSET:
         msg = f"its voxels begin at byte {offset:g}"
         raise HeaderDataError(msg)
-    stream.seek(header.get_data_offset())
+    stream.seek(max(header.get_data_offset(), header.single_vox_offset))  # 0 stands for the end of the header
     values = np.empty(shape, dtype, order="F")
     buffer = values.reshape(-1, order="F").view(np.uint8).data
     filled = 0
@@ -377,6 +381,7 @@ def _write(stream: IO[bytes], image: nib.Nifti1Image) -> None:
         header.set_slope_inter(1, 0)
     header.write_to(stream)
     stream.write(bytes(header.get_data_offset() - stream.tell()))
-    for start in range(0, array.shape[-1], _PLANES):
-        planes = np.asfortranarray(array[..., start : start + _PLANES], header.get_data_dtype())
-        stream.write(planes.reshape(-1, order="F").data)
+    for volume in np.moveaxis(array, -1, 0) if array.ndim > SPATIAL_AXES else [array]:
+        for start in range(0, volume.shape[-1], _PLANES):
+            planes = np.asfortranarray(volume[..., start : start + _PLANES], header.get_data_dtype())
+            stream.write(planes.reshape(-1, order="F").data)

@@ -22,6 +22,12 @@ SHEAR_TOLERANCE = 0.01
 Rounded headers stay far below it, a gantry tilt that was not corrected lies above it.
 """
 
+_LONGEST_MM = 3000.0
+"""Longer axes are a damaged header, or a slip of units: no scanner's are, and resampled they would fill the memory."""
+
+_FARTHEST_MM = 1e6
+"""Farther from the origin, the float32 numbers of a NIfTI header no longer tell voxels apart."""
+
 _AXIS_CODES = {"S": (0, False), "I": (0, True), "P": (1, False), "A": (1, True), "L": (2, False), "R": (2, True)}
 """Direction that a file axis runs to -> the axis of (z, y, x) it is, and whether it runs against it."""
 
@@ -41,11 +47,21 @@ def canonical_grid(
         How the file's array turns into (z, y, x), and where that array lies.
 
     Raises:
-        KitsattnError: If the spacing is zero or not finite, or the axes are not orthogonal.
+        KitsattnError: If the spacing is zero or not finite, an axis is longer than 3 m, the origin farther than 1 km,
+            or the axes are not orthogonal.
     """
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    if not np.all(np.isfinite(affine)) or np.any(spacing == 0):
+    with np.errstate(over="ignore"):
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.all(np.isfinite(affine)) or not np.all(np.isfinite(spacing)) or np.any(spacing == 0):
         raise bad_spacing(path, spacing)
+    longest = float((spacing * shape).max())
+    if longest > _LONGEST_MM:
+        msg = f"{path} has an axis of {longest / 1000:g} m, longer than any scanner: mend the spacing in its header"
+        raise KitsattnError(msg)
+    if np.abs(affine[:3, 3]).max() > _FARTHEST_MM:
+        place = ", ".join(f"{value:g}" for value in affine[:3, 3])
+        msg = f"{path} has its origin at ({place}) mm, farther than 1 km: mend its header"
+        raise KitsattnError(msg)
     cosines = affine[:3, :3] / spacing
     shear = np.abs(cosines.T @ cosines - np.eye(3)).max()
     if shear > SHEAR_TOLERANCE:

@@ -21,7 +21,7 @@ def scan_values(stored: NDArray[Any], slope: float, intercept: float, path: Path
         path: The file that is named in errors.
 
     Raises:
-        KitsattnError: If a voxel is NaN or infinite.
+        KitsattnError: If a voxel is NaN or infinite, or becomes so in float32.
     """
     whole = stored.dtype.kind in "iub" and float(slope).is_integer() and float(intercept).is_integer()
     if whole:
@@ -30,11 +30,12 @@ def scan_values(stored: NDArray[Any], slope: float, intercept: float, path: Path
             if slope == 1 and intercept == 0:
                 return stored.astype(np.int16, copy=False)
             return (stored.astype(np.int64) * int(slope) + int(intercept)).astype(np.int16)
-    _refuse_non_finite(stored, path)
-    values = stored.astype(np.float32, copy=False)
-    if slope == 1 and intercept == 0:
-        return values
-    return values * np.float32(slope) + np.float32(intercept)
+    with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold is refused
+        values = stored.astype(np.float32, copy=False)
+        if slope != 1 or intercept != 0:
+            values = values * np.float32(slope) + np.float32(intercept)
+    _refuse_non_finite(values, path)
+    return values
 
 
 def label_values(stored: NDArray[Any], slope: float, intercept: float, path: Path) -> NDArray[np.uint8]:
@@ -49,8 +50,9 @@ def label_values(stored: NDArray[Any], slope: float, intercept: float, path: Pat
     Raises:
         KitsattnError: If a value is not a whole number from 0 to 255.
     """
-    _refuse_non_finite(stored, path)
-    values = stored if slope == 1 and intercept == 0 else stored * float(slope) + float(intercept)
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = stored if slope == 1 and intercept == 0 else stored * float(slope) + float(intercept)
+    _refuse_non_finite(values, path)
     low, high = values.min(), values.max()
     if low < 0 or high > np.iinfo(np.uint8).max:
         msg = f"{path} holds values from {low:g} to {high:g}: a label map holds whole numbers from 0 to 255"

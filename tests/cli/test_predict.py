@@ -90,11 +90,25 @@ def test_one_bad_file_is_told_and_the_others_are_done(
     assert [case["case"] for case in errors] == ["bad"]
 
 
-def test_processes_share_the_scans(scans: Path, options: list[str], tmp_path: Path) -> None:
-    """Two under torchrun: every scan is predicted once, and told once, by the first."""
+def test_what_is_asked_for_later_is_made_later(
+    command: Command, scans: Path, options: list[str], tmp_path: Path
+) -> None:
+    """A label map without the statistics that are asked for is not finished; the report shows what was, too."""
+    assert command("predict", scans, "out", *options).exit_code == 0
+    assert command("predict", scans, "out", "--statistics", "measured", *options).exit_code == 1
+    assert command("predict", scans, "out", "--statistics", "measured", "--overwrite", *options).exit_code == 0
+    result = command("predict", scans, "out", "--statistics", "measured", "--report", "all.html", *options)
+    assert result.exit_code == 0
+    assert "3 of 3 cases finished earlier" in result.stderr
+    assert (tmp_path / "all.html").read_text().count("data:image/webp") == 3
+
+
+def test_processes_share_the_scans(scans: Path, home: Path, options: list[str], tmp_path: Path) -> None:
+    """Two under torchrun: every scan is predicted once, and told once, by the first; the report shows earlier ones."""
     (scans / "bad.nii.gz").write_bytes(b"no scan")
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "s1.nii.gz").write_bytes(b"mine")
+    shutil.copy(home / "raw" / "painted" / "case_00001" / "segmentation.nii.gz", tmp_path / "out" / "s1.nii.gz")
+    before = (tmp_path / "out" / "s1.nii.gz").read_bytes()
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "kitsattn"]
     done = subprocess.run(
         [*command, "predict", "scans", "out", *options, "--report", "r.html"],
@@ -107,10 +121,11 @@ def test_processes_share_the_scans(scans: Path, options: list[str], tmp_path: Pa
     assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["out/s0.nii.gz", "out/s2.nii.gz"]
     assert "error: 1 of 3 cases could not be predicted" in done.stderr
     assert done.returncode != 0
-    assert (tmp_path / "out" / "s1.nii.gz").read_bytes() == b"mine"
+    assert (tmp_path / "out" / "s1.nii.gz").read_bytes() == before
+    assert done.stderr.count("finished earlier") == 1
     page = (tmp_path / "r.html").read_text()
-    assert page.count("data:image/webp") == 2
-    assert "Predicted earlier, and not shown: s1." in page
+    assert page.count("data:image/webp") == 3
+    assert "Predicted earlier." in page
 
 
 def test_a_model_is_named_by_the_environment(
@@ -167,8 +182,28 @@ def test_ways_to_predict_give_label_maps_that_differ_little(
         (["scan.nii.gz", "out.dcm"], "scan.nii.gz", "holds no DICOM images"),
         (["scan.nii.gz", "out.nii.gz", "--preview", "scan.nii.gz/a.png"], "a.png", "name another output"),
         (["empty", "out"], "empty", "holds no scan: expected"),
+        (["gone", "out"], "gone", "does not exist"),
+        (["scans", "scans"], "scans", "name another folder for their label maps"),
+        (["scans", "out", "--probabilities", "out"], "s0.nii.gz", "name another file or folder for each output"),
+        (["scan.nii.gz", "a.nii.gz", "--probabilities", "./a.nii.gz"], "a.nii.gz", "for each output"),
+        (["scan.nii.gz", "a.nii.gz", "--no-postprocess", "--min-volume", "1"], "--min-volume", "leave it or"),
     ],
-    ids=["several", "preview", "statistics", "probabilities", "report", "format", "dicom", "place", "empty"],
+    ids=[
+        "several",
+        "preview",
+        "statistics",
+        "probabilities",
+        "report",
+        "format",
+        "dicom",
+        "place",
+        "empty",
+        "gone",
+        "in place",
+        "folder twice",
+        "file twice",
+        "no rule",
+    ],
 )
 def test_outputs_that_cannot_be_are_refused(
     refused: Refused, scans: Path, *, options: list[str], words: list[str], names: str, mend: str

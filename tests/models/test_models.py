@@ -83,6 +83,7 @@ def test_the_decoder_is_separable_unless_told_otherwise() -> None:
         ({"classes": 1}, "classes must be 2 or more"),
         ({"normalizer_channels": []}, "normalizer_channels must be positive"),
         ({"encoder_depths": [1, 0, 1, 1]}, "encoder_depths must be positive"),
+        ({"encoder_depths": [1, 1, 2000, 1]}, "encoder_depths must be at most 1000"),
         ({"output_stride": 32}, "output_stride must be one of 8, 16"),
         ({"attention": "all"}, "attention must be one of 'full', 'pam', 'ocnet', 'none'"),
         ({"dropout": 0.5}, "unknown key 'dropout'"),

@@ -16,9 +16,11 @@ def _names(source: Path, suffix: str = ".nii.gz") -> dict[str, str]:
 
 
 def _touch(folder: Path, *names: str) -> Path:
+    """Make files that are empty, but for those of DICOM without a suffix, IM…, which begin as DICOM does."""
     for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).touch()
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(128) + b"DICM" if path.name.startswith("IM") else b"")
     return folder
 
 
@@ -51,12 +53,21 @@ def test_the_channel_of_nnunet_is_left_out_where_all_have_it(tmp_path: Path) -> 
 
 
 def test_folders_of_dicom_are_a_case_each(tmp_path: Path) -> None:
-    """However deep their files lie; a folder with files in it is one case, and an empty one is none."""
-    _touch(tmp_path, "ann/study/1.dcm", "bob/IM0001", "bob/IM0002")
+    """However deep their files lie; one with DICOM files right in it is one case, whatever else lies there."""
+    _touch(tmp_path, "ann/study/1.dcm", "bob/IM0001", "bob/IM0002", "notes/a.txt", "LICENSE")
     (tmp_path / "empty").mkdir()
     assert not holds_cases(tmp_path)
     assert _names(tmp_path) == {"ann": "ann", "bob": "bob"}
     assert _names(tmp_path / "bob") == {".": "bob"}
+    _touch(tmp_path / "bob", "mask.nii.gz")
+    assert not holds_cases(tmp_path / "bob")
+    assert _names(tmp_path / "bob") == {".": "bob"}
+
+
+def test_files_archives_and_dicom_folders_may_lie_together(tmp_path: Path) -> None:
+    """None is passed over for the others."""
+    _touch(tmp_path, "ann/1.dcm", "zoe.zip", "eve.nii.gz")
+    assert _names(tmp_path) == {"ann": "ann", "eve.nii.gz": "eve", "zoe.zip": "zoe"}
 
 
 def test_a_list_names_scans_relative_to_itself(tmp_path: Path) -> None:
@@ -64,7 +75,8 @@ def test_a_list_names_scans_relative_to_itself(tmp_path: Path) -> None:
     _touch(tmp_path, "b.nii.gz", "sub/a.nrrd", "case_00007/imaging.nii.gz", "series/1.dcm")
     listed = tmp_path / "scans.txt"
     absolute = tmp_path / "sub" / "a.nrrd"
-    listed.write_text(f"# scans\nb.nii.gz\n\n  {absolute}\ncase_00007/imaging.nii.gz\nseries\n")
+    content = f"# scans\nb.nii.gz\n\n  {absolute}\ncase_00007/imaging.nii.gz\nseries\n"
+    listed.write_text(content, encoding="utf-8-sig")  # as editors of Windows do
     assert holds_cases(listed)
     assert list(_names(listed).values()) == ["b", "a", "case_00007", "series"]
 

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -170,10 +171,48 @@ def test_the_next_scan_is_read_and_the_last_written_meanwhile(
     assert all(isinstance(result, Prediction) for result in predict_cases(ensemble, cases))
 
 
-def test_the_label_map_is_written_last(ensemble: Ensemble, cases: list[PredictionCase], tmp_path: Path) -> None:
+def test_three_scans_are_held_at_most_and_none_that_failed(
+    ensemble: Ensemble, cases: list[PredictionCase], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """However many cases there are; errors do not hold what they were raised over."""
+    read: list[weakref.ref[Volume]] = []
+    most = 0
+
+    def alive() -> int:
+        return sum(scan() is not None for scan in read)
+
+    def read_and_count(case: PredictionCase, *, overwrite: bool) -> Volume:
+        nonlocal most
+        scan = replace(read_case(case, overwrite=overwrite))
+        read.append(weakref.ref(scan))
+        most = max(most, alive())
+        return scan
+
+    monkeypatch.setattr("kitsattn.predict.run.read_case", read_and_count)
+    (tmp_path / "file").touch()
+    several = [replace(case, target=tmp_path / f"{case.name}{n}.nii.gz") for n in range(3) for case in cases[:2]]
+    failing = [replace(case, target=tmp_path / "file" / f"{n}.nii.gz") for n in range(3) for case in cases[:2]]
+    results = predict_cases(ensemble, [*failing, *several])
+    assert [str(result) for result in results[6:] if isinstance(result, KitsattnError)] == []
+    assert all(isinstance(result, KitsattnError) for result in results[:6])
+    assert most <= 3
+    assert alive() == 0
+
+
+def test_the_label_map_is_written_last(
+    ensemble: Ensemble, cases: list[PredictionCase], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """A case with a label map is finished: what cannot be written beside it leaves none."""
     (tmp_path / "file").touch()
     (result,) = predict_cases(ensemble, [replace(cases[0], statistics=tmp_path / "file" / "a.json")])
+    assert isinstance(result, KitsattnError)
+    assert not cases[0].target.exists()
+
+    def fail(*arguments: Any) -> bytes:
+        raise OSError(arguments)
+
+    monkeypatch.setattr("kitsattn.predict.case._small_picture", fail)
+    (result,) = predict_cases(ensemble, [replace(cases[0], pictured=True)])
     assert isinstance(result, KitsattnError)
     assert not cases[0].target.exists()
 
@@ -190,16 +229,15 @@ def test_existing_label_maps_are_kept_unless_told(ensemble: Ensemble, cases: lis
 
 
 def test_a_report_shows_every_case(ensemble: Ensemble, cases: list[PredictionCase], tmp_path: Path) -> None:
-    """Volumes, a picture of each, what failed, and what was finished before; names are escaped."""
+    """Volumes, a picture of each, and what failed; names are escaped."""
     cases[2].source.write_bytes(b"no scan")
     named = [replace(case, name=f"<b>{case.name}", pictured=True) for case in cases]
     results = dict(zip([case.name for case in named], predict_cases(ensemble, named), strict=True))
-    write_report(tmp_path / "report.html", ensemble, results, finished=["earlier"])
+    write_report(tmp_path / "report.html", ensemble, results)
     page = (tmp_path / "report.html").read_text()
     assert page.count("data:image/webp") == 2
     assert "&lt;b&gt;a" in page
     assert "<b>" not in page
     assert "1 case could not be predicted" in page
     assert "is not a NIfTI file" in page
-    assert "Predicted earlier, and not shown: earlier." in page
     assert f"{4 * 6 * 5 * 20 / 1000:.1f}" in page

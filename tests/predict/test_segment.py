@@ -1,5 +1,6 @@
 """Prediction from Python."""
 
+import logging
 import re
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ from kitsattn.checkpoint.file import Checkpoint, load_checkpoint, save_checkpoin
 from kitsattn.config import to_json
 from kitsattn.errors import KitsattnError
 from kitsattn.models import build_model, model_entry
+from kitsattn.notices import SYNTHETIC_MODEL_NOTICE
 from kitsattn.predict.cases import PredictionCase
 from kitsattn.predict.infer import Ensemble
 from kitsattn.predict.run import predict_cases
@@ -146,6 +148,30 @@ def test_the_rules_of_the_command_are_the_default(model: Ensemble, path: Path) -
     """Specks of a network that nobody trained go."""
     raw, kept = (_values(kitsattn.segment(path, model, **words)) for words in ({"rules": None}, {}))
     assert (kept > 0).sum() < (raw > 0).sum()
+
+
+def test_warnings_are_logged(checkpoint: Path, path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Of how the scan was read, and of what the model was trained on."""
+    caplog.set_level(logging.WARNING, logger="kitsattn")
+    image: Any = nib.load(path)
+    values, moved = np.asarray(image.dataobj), image.affine.copy()
+    moved[0, 3] += 5
+    image = nib.Nifti1Image(values, image.affine, image.header)
+    image.set_sform(moved, code=1)
+    nib.save(image, path)
+    kitsattn.segment(path, checkpoint)
+    assert "the sform was used" in caplog.text
+    assert SYNTHETIC_MODEL_NOTICE in caplog.text
+
+
+def test_wrong_calls_are_told(model: Ensemble, path: Path) -> None:
+    """A model without a file, a device that there is not, a series of an image."""
+    with pytest.raises(KitsattnError, match="needs a checkpoint"):
+        kitsattn.load_model()
+    with pytest.raises(KitsattnError, match="has no abacus device"):
+        kitsattn.load_model(GOLDEN, device="abacus")  # type: ignore[arg-type]
+    with pytest.raises(KitsattnError, match="has no series"):
+        kitsattn.segment(SimpleITK.ReadImage(str(path)), model, series="3")
 
 
 @pytest.mark.parametrize(

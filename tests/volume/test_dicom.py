@@ -413,6 +413,18 @@ def test_largest_ct_series_is_read_and_the_others_are_named(tmp_path: Path) -> N
     assert [series.uid for series in list_series(tmp_path)] == ["1.2.5", "1.2.3", "1.2.4"]
 
 
+def test_several_studies_are_refused_unless_a_series_is_chosen(tmp_path: Path) -> None:
+    """They may be of several patients; what is no CT does not count."""
+    make_series(tmp_path / "one", StudyInstanceUID="1.2")
+    make_series(tmp_path / "mr", SOPClassUID=MRImageStorage, Modality="MR", SeriesInstanceUID="1.2.5")
+    assert np.array_equal(read_dicom(tmp_path).array, HU)
+    make_series(tmp_path / "other", 2, StudyInstanceUID="1.3", SeriesInstanceUID="1.2.4", SeriesNumber=8)
+
+    with pytest.raises(KitsattnError, match=r"holds CT series of 2 studies, series 7 .*: name the folder of one study"):
+        read_dicom(tmp_path)
+    assert read_dicom(tmp_path, "8").array.shape == (2, 5, 6)
+
+
 def test_series_is_chosen_by_uid_or_number(tmp_path: Path) -> None:
     """Both lead to the series; what is not there, ambiguous or no CT is refused with what there is."""
     make_series(tmp_path / "ct")

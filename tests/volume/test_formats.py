@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 from typing import Any
 
@@ -134,8 +135,47 @@ def test_truncated_nrrd_is_refused(tmp_path: Path) -> None:
     make_itk(path, np.ones((20, 30, 40), np.int16))
     path.write_bytes(path.read_bytes()[:20000])
 
-    with pytest.raises(KitsattnError, match=r"scan\.nrrd cannot be read"):
+    with pytest.raises(KitsattnError, match=r"scan\.nrrd is truncated or damaged \(its header announces 48000 bytes"):
         read_scan(path)
+
+
+def change_header(path: Path, field: str, value: str) -> None:
+    """Replace a field of a MetaImage's header."""
+    changed, count = re.subn(rf"(?m)^{field} = .*$".encode(), f"{field} = {value}".encode(), path.read_bytes())
+    assert count == 1
+    path.write_bytes(changed)
+
+
+def test_negative_spacing_turns_an_axis_round(tmp_path: Path) -> None:
+    """As SimpleITK has it; the header alone says the same."""
+    make_itk(tmp_path / "scan.mha", np.arange(24, dtype=np.int16).reshape(2, 3, 4))
+    change_header(tmp_path / "scan.mha", "ElementSpacing", "0.9 -0.7 5")
+
+    scan, (geometry, _, _) = read_scan(tmp_path / "scan.mha"), read_grid(tmp_path / "scan.mha")
+
+    assert scan.geometry == geometry
+    assert geometry.origin_mm == pytest.approx((3.5, -2.5 - 2 * 0.7, 1.5))
+    assert np.array_equal(scan.array[0, 0], [8, 9, 10, 11])
+
+
+@pytest.mark.parametrize("read", [read_scan, read_grid])
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("DimSize", "4 0 2", r"has the shape \(4, 0, 2\): a scan has three axes"),
+        ("ElementSpacing", "0.9 0 5", r"has a spacing of 0\.9 x 0 x 5 mm"),
+        ("TransformMatrix", "1 0 0 0 1 0 0 1 0", "has a sheared affine"),
+        ("TransformMatrix", "1 0 0 0 1 nan 0 0 1", "has a spacing of .* every axis needs a finite"),
+    ],
+)
+def test_impossible_grids_are_one_line(tmp_path: Path, read: Any, field: str, value: str, told: str) -> None:
+    """No voxels, no distance between them, axes in one plane, or no numbers."""
+    make_itk(tmp_path / "scan.mha", np.ones((2, 3, 4), np.int16))
+    change_header(tmp_path / "scan.mha", field, value)
+
+    with pytest.raises(KitsattnError, match=told) as raised:
+        read(tmp_path / "scan.mha")
+    assert str(raised.value).isprintable()
 
 
 def test_pictures_and_colours_are_refused(tmp_path: Path) -> None:

@@ -468,6 +468,53 @@ def test_impossible_headers_are_one_line(tmp_path: Path, read: Any, fields: dict
         read(tmp_path / "scan.nii")
 
 
+def test_voxels_that_begin_at_0_follow_the_header(tmp_path: Path) -> None:
+    """As NIfTI's definition has it; nibabel and SimpleITK take the header for voxels."""
+    array = np.arange(24, dtype=np.int16).reshape(4, 3, 2)
+    image = make_image(array)
+    image.to_filename(tmp_path / "scan.nii")
+    content = bytearray((tmp_path / "scan.nii").read_bytes())
+    content[108:112] = bytes(4)
+    (tmp_path / "begins_at_0.nii").write_bytes(content)
+
+    assert np.array_equal(read_scan(tmp_path / "begins_at_0.nii").array, read_scan(tmp_path / "scan.nii").array)
+
+
+@pytest.mark.parametrize("read", [read_scan, read_grid])
+def test_voxels_that_begin_nowhere_are_refused(tmp_path: Path, read: Any) -> None:
+    """At infinity: nibabel would raise an error of its own."""
+    write_header(tmp_path / "scan.nii", vox_offset=np.inf)
+
+    with pytest.raises(KitsattnError, match=r"scan\.nii .*its voxels begin at byte inf"):
+        read(tmp_path / "scan.nii")
+
+
+def test_values_that_float32_cannot_hold_are_refused(tmp_path: Path) -> None:
+    """They would become infinite, with a warning at most."""
+    write_header(tmp_path / "scan.nii", scl_slope=1e38, scl_inter=0)
+    content = (tmp_path / "scan.nii").read_bytes()
+    (tmp_path / "scan.nii").write_bytes(content[:352] + np.full(24, 1000, np.int16).tobytes())
+
+    for read in (read_scan, read_labels):
+        with pytest.raises(KitsattnError, match=r"has 24 voxels that are NaN or infinite|holds values from 1e\+41"):
+            read(tmp_path / "scan.nii")
+
+
+def test_where_a_scan_began_in_its_file_says_nothing_of_its_label_map(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An odd place of the voxels is not copied, and nibabel has nothing to warn of."""
+    write_header(tmp_path / "scan.nii", vox_offset=353)
+    (tmp_path / "scan.nii").write_bytes((tmp_path / "scan.nii").read_bytes() + b"\0")
+    scan = read_scan(tmp_path / "scan.nii")
+    caplog.clear()
+
+    write_labels(tmp_path / "labels.nii", scan.with_array(np.ones(scan.array.shape, np.uint8)))
+
+    assert caplog.text == ""
+    assert np.asarray(nib.load(tmp_path / "labels.nii").dataobj).min() == 1  # type: ignore[attr-defined]
+
+
 def test_sform_counts_where_the_qform_is_no_rotation(tmp_path: Path) -> None:
     """A quaternion longer than 1 is reported and left alone."""
     write_header(tmp_path / "scan.nii", quatern_b=1.5, qform_code=1, sform_code=1)

@@ -53,6 +53,23 @@ def test_slightly_rounded_axes_pass_and_sheared_axes_are_refused() -> None:
         canonical_grid((2, 2, 2), affine, PATH, None)
 
 
+@pytest.mark.parametrize(
+    ("place", "value", "told"),
+    [
+        ((1, 1), 101.0, r"has an axis of 3\.03 m, longer than any scanner: mend the spacing in its header"),
+        ((1, 1), 1e300, "has a spacing of 1 x inf x 1 mm"),
+        ((1, 3), -2e6, r"has its origin at \(0, -2e\+06, 0\) mm, farther than 1 km"),
+    ],
+)
+def test_grids_of_no_scanner_are_refused(place: tuple[int, int], value: float, told: str) -> None:
+    """Resampled, an axis of a kilometre would fill the memory; far away, voxels are no longer told apart."""
+    affine = np.eye(4)
+    affine[place] = value
+
+    with pytest.raises(KitsattnError, match=told):
+        canonical_grid((30, 30, 30), affine, PATH, None)
+
+
 @pytest.mark.parametrize("axes", ["RAR", "RA", "RAX", "ras"])
 def test_axes_must_name_each_direction_once(axes: str) -> None:
     """Axes that leave a direction out, or name an unknown one, are refused."""

@@ -37,6 +37,7 @@ _IMAGE_TYPE = 0x00080008
 _CLASS = 0x00080016
 _MODALITY = 0x00080060
 _DESCRIPTION = 0x0008103E
+_STUDY_UID = 0x0020000D
 _SERIES_UID = 0x0020000E
 _SERIES_NUMBER = 0x00200011
 _ACQUISITION = 0x00200012
@@ -63,7 +64,7 @@ _MEASURES_GROUP = 0x00289110
 _RESCALE_GROUP = 0x00289145
 
 _TAGS = [
-    *(_IMAGE_TYPE, _CLASS, _MODALITY, _DESCRIPTION, _SERIES_UID, _SERIES_NUMBER, _ACQUISITION),
+    *(_IMAGE_TYPE, _CLASS, _MODALITY, _DESCRIPTION, _STUDY_UID, _SERIES_UID, _SERIES_NUMBER, _ACQUISITION),
     *(_POSITION, _ORIENTATION, _SAMPLES, _PHOTOMETRIC, _FRAMES, _ROWS, _COLUMNS, _SPACING, _BITS_ALLOCATED),
     *(_BITS_STORED, _HIGH_BIT, _SIGNED, _INTERCEPT, _SLOPE, _RESCALE_TYPE, _SHARED_GROUPS, _FRAME_GROUPS),
 ]
@@ -98,6 +99,7 @@ class Image:
 
     Attributes:
         member: The file.
+        study_uid: The UID of its study; empty if none.
         series_uid: The UID of its series.
         series_number: The number that the scanner gave the series; empty if none.
         description: The series' description, fit to be shown.
@@ -121,6 +123,7 @@ class Image:
     """
 
     member: Member
+    study_uid: str
     series_uid: str
     series_number: str
     description: str
@@ -228,6 +231,7 @@ def _read_image(file: IO[bytes], member: Member) -> Image | None:
     stored = header.integer(_BITS_STORED, bits)
     return Image(
         member=member,
+        study_uid=header.text(_STUDY_UID),
         series_uid=header.text(_SERIES_UID),
         series_number=header.text(_SERIES_NUMBER),
         description=header.text(_DESCRIPTION),

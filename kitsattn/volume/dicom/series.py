@@ -81,7 +81,8 @@ def read_dicom(path: Path, series: str | None = None) -> Volume:
 
     Args:
         path: A folder, which is searched with its subfolders, a .zip archive of one, or a multi-frame file.
-        series: Which series: its SeriesInstanceUID or its number. Without it, the CT series with the most slices.
+        series: Which series: its SeriesInstanceUID or its number. Without it, the CT series with the most slices, if
+            all CT series are of one study.
 
     Returns:
         The scan in (z, y, x): int16 where all HU fit without loss, else float32. Its notes name the series.
@@ -158,10 +159,14 @@ def _choose(every: Sequence[list[Image]], series: str | None, path: Path) -> lis
         msg = f"{path} holds no DICOM images: name a folder or .zip archive with a CT series"
         raise KitsattnError(msg)
     if series is None:
-        found = [index for index, one in enumerate(described) if one.modality == _CT][:1]
+        found = [index for index, one in enumerate(described) if one.modality == _CT]
         if not found:
             msg = f"{path} holds no CT series, but {_name(described)}: name a folder with a CT series"
             raise KitsattnError(msg)
+        studies = len({every[index][0].study_uid for index in found})
+        if studies > 1:  # perhaps of several patients, of whom nobody may silently get another one's result
+            msg = f"{path} holds CT series of {studies} studies, {_name(described[i] for i in found)}: "
+            raise KitsattnError(msg + "name the folder of one study, or choose one by --series")
     else:
         found = [index for index, one in enumerate(described) if series in {one.uid, one.number}]
         if not found:

@@ -1,0 +1,35 @@
+"""Batch normalisation folded into convolutions."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from kitsattn.blocks.folding import fold_batch_norm
+from kitsattn.models import build_model
+
+
+@pytest.mark.parametrize("name", ["attention-deeplab-tiny", "attention-deeplab-r18", "attention-deeplab-r50"])
+def test_a_folded_network_gives_the_same_logits(name: str) -> None:
+    """With statistics and parameters that are not those of a new network; only the ASPP's normalisations are left."""
+    torch.manual_seed(0)
+    model = build_model(name).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2.0)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, 0, 0.1)
+    folded = copy.deepcopy(model)
+    fold_batch_norm(folded)
+    left = [place for place, module in folded.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    assert left
+    assert all(place.startswith("aspp.") for place in left)
+    slabs = torch.randn(2, 5, 64, 96)
+    with torch.inference_mode():
+        expected, found = model(slabs), folded(slabs)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+    assert float(expected.std()) > 0.01
