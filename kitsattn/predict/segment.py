@@ -17,9 +17,7 @@ from kitsattn.volume import nifti
 from kitsattn.volume.formats import from_image, read_scan, to_itk
 
 if TYPE_CHECKING:
-    import SimpleITK
-    from nibabel.nifti1 import Nifti1Image
-    from nibabel.spatialimages import SpatialImage
+    from kitsattn.volume.formats import LabelImage, ScanImage
 
 AnyPath = str | PathLike[str]
 
@@ -48,13 +46,13 @@ def load_model(*paths: AnyPath, device: DeviceChoice = "auto", precision: Precis
 
 
 def segment(
-    image: "AnyPath | SpatialImage | SimpleITK.Image",
+    image: "AnyPath | ScanImage",
     model: AnyPath | Ensemble,
     *,
     series: str | None = None,
     inference: Inference | None = None,
     rules: Postprocessing | None = DEFAULT_RULES,
-) -> "Nifti1Image | SimpleITK.Image":
+) -> "LabelImage":
     """Segment kidneys and tumours in a CT scan; research use only, not a medical device.
 
     Nothing is written or kept; what `kitsattn predict` warns of, the logger `kitsattn` is given. It may be called from

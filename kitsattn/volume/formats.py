@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,11 @@ from kitsattn.volume.voxels import label_values, refuse_non_numbers, scan_values
 
 if TYPE_CHECKING:
     import SimpleITK
+    from nibabel.nifti1 import Nifti1Image
+    from nibabel.spatialimages import SpatialImage
+
+    ScanImage: TypeAlias = SpatialImage | SimpleITK.Image
+    LabelImage: TypeAlias = Nifti1Image | SimpleITK.Image
 
 OUTPUT_SUFFIXES = (*nifti.SUFFIXES, ".nrrd", ".mha")
 """Formats that label maps are written in: those that keep header and voxels in one file."""
