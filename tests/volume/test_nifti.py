@@ -307,7 +307,11 @@ def test_truncated_uncompressed_file_is_refused(tmp_path: Path) -> None:
         read_scan(tmp_path / "scan.nii")
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", b"\x89PNG" + bytes(600), gzip.compress(b"no header"), bytes(600)])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"hello", b"\x89PNG" + bytes(600), gzip.compress(b"no header"), bytes(600)],
+    ids=["empty", "text", "picture", "gzip", "zeros"],  # the time in the gzip file would be part of its own
+)
 def test_other_files_are_no_nifti(tmp_path: Path, content: bytes) -> None:
     """Text, pictures and empty files are named as what they are not."""
     (tmp_path / "scan.nii.gz").write_bytes(content)
