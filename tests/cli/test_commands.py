@@ -353,7 +353,8 @@ def test_an_existing_output_is_kept_unless_told(command: Command, checkpoint: Pa
     """Without --overwrite the command ends before it reads anything; with it the output is replaced."""
     output = Path("out.nii.gz")
     output.write_bytes(b"precious")
-    refused = command("predict", "no-scan-is-read", output, "--model", "no-model-is-read")
+    Path("no-scan.nii").write_bytes(b"not read")
+    refused = command("predict", "no-scan.nii", output, "--model", "no-model-is-read")
     assert (refused.exit_code, refused.stdout) == (1, "")
     assert refused.stderr == "error: out.nii.gz exists already: choose another name, or add --overwrite to replace it\n"
     assert output.read_bytes() == b"precious"

@@ -192,7 +192,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
         join_ranks(torch.device("cuda")),
     ):
         pass
-    with pytest.raises(KitsattnError, match="cannot train together on mps"), join_ranks(torch.device("mps")):
+    with pytest.raises(KitsattnError, match="cannot work together on mps"), join_ranks(torch.device("mps")):
         pass
 
 
