@@ -1,14 +1,16 @@
 """What all tests share: the data they may use, a file server, and the proof that what is installed is under test."""
 
+import importlib.util
 import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import hypothesis
@@ -252,3 +254,19 @@ def file_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
         yield server
         server.go_on.set()
         server.shutdown()
+
+
+@pytest.fixture(scope="session")
+def load_script() -> Callable[[Path], ModuleType]:
+    """A function that loads a script among the tests as a module, by its path."""
+
+    def load(path: Path) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+        return module
+
+    return load

@@ -1,7 +1,7 @@
 """`kitsattn predict`: one scan in, one label map out; or a folder of them."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from enum import StrEnum
@@ -231,10 +231,9 @@ def predict(
                 overwrite=overwrite,
                 progress=progress,
             )
-        recalled = [
-            attempt(case, partial(recall_case, ensemble, case)) for case in ranks.share(finished) if report is not None
-        ]
-        results, earlier = _join(left, ranks.gather(own)), _join(finished, ranks.gather(recalled))
+        shown = finished if report is not None else []
+        recalled = [attempt(case, partial(recall_case, ensemble, case)) for case in ranks.share(shown)]
+        results, earlier = _join(left, ranks.gather(own)), _join(shown, ranks.gather(recalled))
         if not ranks.leads:
             return
     if ensemble.synthetic:
@@ -259,10 +258,17 @@ def _find_finished(
 ) -> "list[PredictionCase]":
     """Return those of many cases that were predicted earlier; refuse the others' outputs if they cannot be written."""
     finished = [case for case in cases if _is_finished(case)] if many and not overwrite else []
+    inputs = {_identity(case.source) for case in cases}
     for case in cases:
         if case not in finished:
-            _check_outputs(case, report, cases, overwrite=overwrite, many=many)
+            _check_outputs(case, report, inputs, overwrite=overwrite, many=many)
     return finished
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """Return what two names of one file have in common."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def _is_finished(case: "PredictionCase") -> bool:
@@ -273,17 +279,13 @@ def _is_finished(case: "PredictionCase") -> bool:
 
 def _join(cases: "Sequence[PredictionCase]", shares: Sequence[Sequence[Result]]) -> dict[str, Result]:
     """Return the results by name of the case, from the shares of all processes."""
-    return {
-        case.name: shares[number % len(shares)][number // len(shares)]
-        for number, case in enumerate(cases)
-        if any(shares)  # nobody was asked
-    }
+    return {case.name: shares[number % len(shares)][number // len(shares)] for number, case in enumerate(cases)}
 
 
 def _choose_cases(
     source: Path, output: Path | None, places: Workspace, chosen: Format | None
 ) -> "tuple[bool, list[PredictionCase]]":
-    """Return whether many scans were named, and what is predicted; say where it goes if that was not named."""
+    """Return whether many scans were named, and what is predicted."""
     from kitsattn.datasets.kits import scan_name
     from kitsattn.predict.cases import DICOM_SUFFIX, PredictionCase, find_cases, holds_cases
     from kitsattn.volume.formats import OUTPUT_SUFFIXES
@@ -319,7 +321,7 @@ def _beside(path: Path | None, name: str, suffix: str, *, many: bool) -> Path | 
 
 
 def _check_outputs(
-    case: "PredictionCase", report: Path | None, cases: "Sequence[PredictionCase]", *, overwrite: bool, many: bool
+    case: "PredictionCase", report: Path | None, inputs: Container[tuple[int, int]], *, overwrite: bool, many: bool
 ) -> None:
     """Refuse outputs that cannot be written, or that are one file, before any work is put into them.
 
@@ -352,8 +354,10 @@ def _check_outputs(
             msg = f"{path} cannot be written: {folder} is no folder that you may write to; name another output"
             raise KitsattnError(msg)
         replaced = overwrite or path == report or (many and path != case.target)
-        for other in cases:
-            check_target(path, other.source, overwrite=replaced)
+        check_target(path, case.source, overwrite=replaced)
+        if path.exists() and _identity(path) in inputs:
+            msg = f"{path} is one of the scans, which would be lost: name another output"
+            raise KitsattnError(msg)
 
 
 def _default_models(places: Workspace) -> list[Path]:

@@ -103,6 +103,17 @@ def predict_scan(
     return predict_volume(ensemble, scan, inference, keep_probabilities=keep, progress=progress, label=label)
 
 
+def follow_rules(
+    ensemble: Ensemble, labels: Volume, rules: Postprocessing | None
+) -> tuple[Volume, PostprocessReport | None]:
+    """Post-process a label map, and say what changed; without rules, or of other classes, it is left as it is."""
+    classes = ensemble.headers[0].labels
+    if rules is None or not knows_classes(classes):
+        return labels, None
+    array, report = postprocess(labels.array, labels.geometry.spacing_mm, classes, rules=rules)
+    return labels.with_array(array), report
+
+
 def write_case(
     ensemble: Ensemble,
     case: PredictionCase,
@@ -129,12 +140,9 @@ def write_case(
     """
     labels, probabilities = predicted
     classes = ensemble.headers[0].labels
-    report = None
-    if rules is not None and knows_classes(classes):
-        array, report = postprocess(labels.array, labels.geometry.spacing_mm, classes, rules=rules)
-        labels = labels.with_array(array)
-        if report.voxels:
-            _log.info("%s: post-processing changed %s", case.source, _describe(report))
+    labels, report = follow_rules(ensemble, labels, rules)
+    if report is not None and report.voxels:
+        _log.info("%s: post-processing changed %s", case.source, _describe(report))
     note = provenance_note(ensemble)
     if case.probabilities is not None:
         assert probabilities is not None

@@ -133,18 +133,18 @@ def predict_volume(
     prepared = prepare_scan(scan, ensemble.plan.target)
     task = _Task(ensemble, prepared, inference, np.zeros(shape, np.uint8), probabilities, batch_size)
     progress(label, 0, shape[0])
-    for centres in _choose_slices(task, inference):
+    for centres in _choose_slices(task):
         task.predict(centres)
         progress(label, len(task.done), shape[0])
     progress(label, shape[0], shape[0])
     return scan.with_array(task.labels), probabilities
 
 
-def _choose_slices(task: _Task, inference: Inference) -> Iterator[list[int]]:
+def _choose_slices(task: _Task) -> Iterator[list[int]]:
     """Yield the slices to predict next, looking at what was found in the last ones where the prediction is fast."""
     geometry = task.prepared.scan.geometry
     depth = geometry.shape[0]
-    step = round(_COARSE_MM / geometry.spacing_mm[0]) if inference.fast else 1
+    step = round(_COARSE_MM / geometry.spacing_mm[0]) if task.inference.fast else 1
     if step > 1:
         coarse = range(step // 2, depth, step)
         yield from _blocks(coarse)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from kitsattn.errors import KitsattnError
 from kitsattn.kernels.precision import DeviceChoice, PrecisionChoice, choose_device, choose_precision
 from kitsattn.notices import SYNTHETIC_MODEL_NOTICE
-from kitsattn.predict.case import DEFAULT_RULES, told
+from kitsattn.predict.case import DEFAULT_RULES, follow_rules, told
 from kitsattn.predict.infer import Ensemble, Inference, load_ensemble
-from kitsattn.predict.postprocess import Postprocessing, knows_classes, postprocess
+from kitsattn.predict.postprocess import Postprocessing
 from kitsattn.predict.scan import predict_volume
 from kitsattn.preprocess.intensity import check_hu
 from kitsattn.volume import nifti
@@ -85,10 +85,7 @@ def segment(
     if ensemble.synthetic:
         _log.warning("%s", SYNTHETIC_MODEL_NOTICE)
     labels, _ = predict_volume(ensemble, scan, inference)
-    classes = ensemble.headers[0].labels
-    if rules is not None and knows_classes(classes):
-        array, _ = postprocess(labels.array, labels.geometry.spacing_mm, classes, rules=rules)
-        labels = labels.with_array(array)
+    labels, _ = follow_rules(ensemble, labels, rules)
     if isinstance(image, str | PathLike) or hasattr(image, "dataobj"):
         return nifti.to_image(labels)
     return to_itk(labels)

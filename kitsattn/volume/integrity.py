@@ -15,7 +15,7 @@ from kitsattn.errors import KitsattnError
 from kitsattn.files import unreadable
 from kitsattn.jobs import available_memory
 
-DEFLATE_AT_MOST = 1032
+_DEFLATE_AT_MOST = 1032
 """How many bytes one byte of gzip can stand for: the most that zlib's own account of the format gives."""
 
 _LONGEST_HEADER = 1 << 20
@@ -94,20 +94,32 @@ def check_voxels(path: Path, needed: int) -> None:
 
 
 def _check_stored(stored: _Stored, needed: int, path: Path) -> None:
-    there = stored.size * (DEFLATE_AT_MOST if stored.packed else 1)
-    if there < needed:
-        told = f"its header announces {needed} bytes of voxels, and it holds {'at most ' * stored.packed}{there}"
-        raise _damaged(path, told)
-    if not stored.packed:
-        return
     try:
-        unpacked = _count_unpacked(stored)
+        refuse_short(needed, stored.size, packed=stored.packed)
+        unpacked = _count_unpacked(stored) if stored.packed else needed
     except OSError as error:
         raise unreadable(stored.file, error) from error
     except (EOFError, zlib.error) as error:
         raise _damaged(path, str(error)) from error
     if unpacked != needed:
         raise _damaged(path, f"{unpacked} of {needed} bytes of voxels")
+
+
+def refuse_short(needed: int, size: int, *, packed: bool) -> None:
+    """Refuse a file that is too short for its voxels before memory is asked for them: its header may be damaged.
+
+    Args:
+        needed: Bytes that the voxels take in memory.
+        size: Bytes that the file has for them.
+        packed: Whether these are compressed.
+
+    Raises:
+        EOFError: If they cannot hold the voxels.
+    """
+    there = size * (_DEFLATE_AT_MOST if packed else 1)
+    if there < needed:
+        msg = f"its header announces {needed} bytes of voxels, and it holds {'at most ' if packed else ''}{there}"
+        raise EOFError(msg)
 
 
 def _count_unpacked(stored: _Stored) -> int:

@@ -25,6 +25,7 @@ from kitsattn import __version__
 from kitsattn.errors import KitsattnError
 from kitsattn.files import atomic_path, unreadable
 from kitsattn.volume.geometry import Geometry
+from kitsattn.volume.integrity import refuse_short
 from kitsattn.volume.orientation import SPATIAL_AXES, bad_spacing, canonical_grid, file_affine, layout
 from kitsattn.volume.volume import FileGrid, Volume
 from kitsattn.volume.voxels import label_values, refuse_non_numbers, scan_values
@@ -44,8 +45,6 @@ _LEVEL = 1
 _PLANES = 16
 """Written at once: with the slice axis fastest, what is read together is still in the cache when it is wanted."""
 _FARTHEST_OFFSET = 1 << 31
-_DEFLATE_AT_MOST = 1032
-"""How many bytes one byte of gzip can stand for: the most that zlib's own account of the format gives."""
 
 _log = logging.getLogger(__name__)
 
@@ -117,7 +116,7 @@ def write_nifti(
     Raises:
         KitsattnError: If the file exists and may not be replaced, or cannot be written.
     """
-    _save(path, _new_image(volume, axes), note, overwrite=overwrite)
+    _save(path, _image_along(volume, axes), note, overwrite=overwrite)
 
 
 def write_labels(path: Path, labels: Volume, *, note: str | None = None, overwrite: bool = False) -> None:
@@ -170,7 +169,7 @@ def to_image(labels: Volume) -> nib.Nifti1Image:
     source = labels.source
     if source is None or not isinstance(source.header, nib.Nifti1Header):
         axes = "RAS" if source is None else "".join(nib.aff2axcodes(file_affine(labels.geometry, source)))
-        return _new_image(labels, axes)
+        return _image_along(labels, axes)
     header = source.header.copy()
     header.extensions.clear()
     header.set_data_dtype(np.uint8)
@@ -199,12 +198,8 @@ def write_probabilities(
     """
     source = labels.source or layout("RAS", path)
     array = np.stack([source.to_file(one) for one in probabilities], axis=-1)
-    affine = file_affine(labels.geometry, source)
-    image = nib.Nifti1Image(array, affine, dtype=np.uint16)
-    image.header.set_xyzt_units("mm")
+    image = _new_image(array, file_affine(labels.geometry, source))
     image.header.set_slope_inter(1 / unit, 0)
-    image.set_sform(affine, code="scanner")
-    image.set_qform(affine, code="scanner")
     _save(path, image, note, overwrite=True)
 
 
@@ -289,12 +284,8 @@ def _read_grid(header: nib.Nifti1Header, path: Path) -> tuple[FileGrid, Geometry
 
 
 def _refuse_short(path: Path, header: nib.Nifti1Header, *, packed: bool) -> None:
-    """Refuse a file that is too short for its voxels before memory is asked for them: its header may be damaged."""
     needed = math.prod(header.get_data_shape()) * header.get_data_dtype().itemsize
-    there = path.stat().st_size * (_DEFLATE_AT_MOST if packed else 1)
-    if there < needed:
-        msg = f"its header announces {needed} bytes of voxels, and it holds {'at most ' if packed else ''}{there}"
-        raise EOFError(msg)
+    refuse_short(needed, path.stat().st_size, packed=packed)
 
 
 def _choose_affine(header: nib.Nifti1Header) -> tuple[NDArray[np.float64], list[str]]:
@@ -346,11 +337,15 @@ def _read_values(stream: IO[bytes], header: nib.Nifti1Header) -> NDArray[Any]:
     return values
 
 
-def _new_image(volume: Volume, axes: str) -> nib.Nifti1Image:
-    """Return an image by a volume's geometry, in mm; its axes run to `axes`."""
+def _image_along(volume: Volume, axes: str) -> nib.Nifti1Image:
+    """Return an image by a volume's geometry; its axes run to `axes`."""
     grid = layout(axes, Path())
-    affine = file_affine(volume.geometry, grid)
-    image = nib.Nifti1Image(grid.to_file(volume.array), affine, dtype=volume.array.dtype)
+    return _new_image(grid.to_file(volume.array), file_affine(volume.geometry, grid))
+
+
+def _new_image(array: NDArray[Any], affine: NDArray[np.float64]) -> nib.Nifti1Image:
+    """Return an image with sform and qform, in mm."""
+    image = nib.Nifti1Image(array, affine, dtype=array.dtype)
     image.header.set_xyzt_units("mm")
     image.set_sform(affine, code="scanner")
     image.set_qform(affine, code="scanner")

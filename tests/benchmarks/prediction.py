@@ -25,7 +25,6 @@ import argparse
 import json
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -33,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from measure import Cost, cost_of_call, cost_of_command, machine, median_cost
-from preprocessing import LARGEST_SLICES, SPACING_MM, Peer, apart, enlarge, paint
+from preprocessing import LARGEST_SLICES, SPACING_MM, Peer, apart, enlarge, make_parser, paint, run
 
 MODELS = ("attention-deeplab-r50", "attention-deeplab-r18")
 PATCH = (512, 512)
@@ -216,24 +215,10 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure in a scratch folder and write the JSON that is asked for."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    data = os.environ.get("KITSATTN_TEST_DATA")
-    default = Path(data) / "kits19-labels" / "case_00003.nii.gz" if data else None
-    parser.add_argument("labels", type=Path, nargs="?", default=default, help="label map the scan is painted around")
-    parser.add_argument("--peer-python", type=Path, help="interpreter of the environment that has nnU-Net")
+    """Measure both sides."""
+    parser = make_parser("kitsattn's prediction against nnU-Net's.")
     parser.add_argument("--peer-tiles", type=int, default=24)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="a try on 16 slices; its figures mean nothing")
-    parser.add_argument("--scratch", type=Path, help="where the scratch folder is made: 3 GB")
-    parser.add_argument("--json", type=Path, help="write all measurements here")
-    arguments = parser.parse_args()
-    if arguments.labels is None or not arguments.labels.is_file():
-        parser.error("give a label map of KiTS19, or set KITSATTN_TEST_DATA to a folder with kits19-labels/")
-    with tempfile.TemporaryDirectory(prefix="kitsattn-benchmark-", dir=arguments.scratch) as scratch:
-        report = measure(arguments, Path(scratch).resolve())
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+    run(parser, measure)
 
 
 if __name__ == "__main__":

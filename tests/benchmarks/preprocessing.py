@@ -305,18 +305,22 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Measure in a scratch folder and write the JSON that is asked for."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+def make_parser(description: str) -> argparse.ArgumentParser:
+    """Return the options that benchmarks against nnU-Net on this scan share."""
+    parser = argparse.ArgumentParser(description=description)
     data = os.environ.get("KITSATTN_TEST_DATA")
     default = Path(data) / "kits19-labels" / "case_00003.nii.gz" if data else None
     parser.add_argument("labels", type=Path, nargs="?", default=default, help="label map the scan is painted around")
     parser.add_argument("--peer-python", type=Path, help="interpreter of the environment that has nnU-Net")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--peer-repeats", type=int, default=1, help="each takes minutes")
     parser.add_argument("--quick", action="store_true", help="a try on 16 slices; its figures mean nothing")
     parser.add_argument("--scratch", type=Path, help="where the scratch folder is made: 3 GB")
     parser.add_argument("--json", type=Path, help="write all measurements here")
+    return parser
+
+
+def run(parser: argparse.ArgumentParser, measure: Callable[[argparse.Namespace, Path], Mapping[str, Any]]) -> None:
+    """Measure in a scratch folder and write the JSON that is asked for."""
     arguments = parser.parse_args()
     if arguments.labels is None or not arguments.labels.is_file():
         parser.error("give a label map of KiTS19, or set KITSATTN_TEST_DATA to a folder with kits19-labels/")
@@ -324,6 +328,13 @@ def main() -> None:
         report = measure(arguments, Path(scratch).resolve())
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def main() -> None:
+    """Measure both sides."""
+    parser = make_parser("kitsattn's preprocessing against nnU-Net's.")
+    parser.add_argument("--peer-repeats", type=int, default=1, help="each takes minutes")
+    run(parser, measure)
 
 
 if __name__ == "__main__":

@@ -103,6 +103,17 @@ def test_what_is_asked_for_later_is_made_later(
     assert (tmp_path / "all.html").read_text().count("data:image/webp") == 3
 
 
+def test_no_output_replaces_the_scan_of_another_case(
+    refused: Refused, scans: Path, options: list[str], tmp_path: Path
+) -> None:
+    """Not under another name of its file either, nor with --overwrite."""
+    (tmp_path / "soft").mkdir()
+    (tmp_path / "soft" / "s0.nii.gz").hardlink_to(scans / "s1.nii.gz")
+    words = ["scans", "out", "--overwrite", *options]
+    assert refused("predict", *words, "--probabilities", "soft", names="s0.nii.gz", mend="is one of the scans") == []
+    assert refused("predict", *words, "--probabilities", "scans", names="s0.nii.gz", mend="is the input itself") == []
+
+
 def test_processes_share_the_scans(scans: Path, home: Path, options: list[str], tmp_path: Path) -> None:
     """Two under torchrun: every scan is predicted once, and told once, by the first; the report shows earlier ones."""
     (scans / "bad.nii.gz").write_bytes(b"no scan")

@@ -21,8 +21,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from scipy import ndimage
 from torch import Tensor, nn
 
-from kitsattn.checkpoint.header import Header, Provenance
-from kitsattn.labels import KITS19_LABELS
+from kitsattn.checkpoint.header import Header
 from kitsattn.predict.case import Prediction
 from kitsattn.predict.cases import PredictionCase
 from kitsattn.predict.infer import Ensemble, Inference, Member
@@ -64,13 +63,8 @@ class Crooked(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def ensemble() -> Ensemble:
+def ensemble(header: Header) -> Ensemble:
     """The network, which wants slices of another spacing than the scan's."""
-    made = Provenance(
-        kitsattn="0", torch="0", dataset="d", synthetic=False, licence="l", citation="c", recipe="r", precision="fp32",
-        fold=0, folds=5, seed=0, epoch=1, created="now",
-    )  # fmt: skip
-    header = Header(model="m", config={}, plan={}, labels=KITS19_LABELS, provenance=made)
     plan = Plan(spacing_mm=(2.0, 2.0), mean_hu=0.0, std_hu=100.0, patch_size=(64, 64))
     return Ensemble((Path("a"),), (header,), (Member(Crooked().eval(), 3, None),), plan, torch.device("cpu"), "fp32")
 

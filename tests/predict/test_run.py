@@ -13,10 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from kitsattn.checkpoint.header import Header, Provenance
+from kitsattn.checkpoint.header import Header
 from kitsattn.errors import KitsattnError
 from kitsattn.files import read_json
-from kitsattn.labels import KITS19_LABELS
 from kitsattn.predict.case import Prediction, predict_scan, read_case, write_case
 from kitsattn.predict.cases import PredictionCase
 from kitsattn.predict.infer import Ensemble, Member
@@ -40,13 +39,8 @@ class Bright(torch.nn.Module):
 
 
 @pytest.fixture
-def ensemble() -> Ensemble:
+def ensemble(header: Header) -> Ensemble:
     """A network whose answer is known."""
-    made = Provenance(
-        kitsattn="0", torch="0", dataset="d", synthetic=False, licence="l", citation="c", recipe="r", precision="fp32",
-        fold=0, folds=5, seed=0, epoch=1, created="now",
-    )  # fmt: skip
-    header = Header(model="m", config={}, plan={}, labels=KITS19_LABELS, provenance=made)
     plan = Plan(spacing_mm=(2.0, 2.0), mean_hu=0.0, std_hu=100.0, patch_size=(64, 64))
     return Ensemble(
         (Path("a.safetensors"),), (header,), (Member(Bright(), 1, None),), plan, torch.device("cpu"), "fp32"

@@ -1,10 +1,10 @@
 """Short parts of the proofs in this folder, and disks that are full or may not be written."""
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -43,20 +43,10 @@ print(*sorted(str(path) for path in Path().rglob("*") if path.is_file()))
 OUTPUTS = {"--statistics": "s.json", "--preview": "p.png", "--probabilities": "p.nii.gz", "--report": "r.html"}
 
 
-def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
-def killing() -> ModuleType:
+def killing(load_script: Callable[[Path], ModuleType]) -> ModuleType:
     """The script `kill_predict.py` as a module."""
-    return _load("kill_predict")
+    return load_script(FOLDER / "kill_predict.py")
 
 
 def test_a_killed_prediction_leaves_whole_files_and_goes_on(killing: ModuleType, tmp_path: Path) -> None:
@@ -111,9 +101,11 @@ def test_changed_inputs_are_refused_in_one_line_or_predicted_rightly() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="measures memory in /proc, and forks")
-def test_a_label_map_that_does_not_fit_a_changed_input_is_seen(tmp_path: Path) -> None:
+def test_a_label_map_that_does_not_fit_a_changed_input_is_seen(
+    load_script: Callable[[Path], ModuleType], tmp_path: Path
+) -> None:
     """Of a tenth of the voxels."""
-    fuzzing = _load("fuzz_predict")
+    fuzzing = load_script(FOLDER / "fuzz_predict.py")
     ensemble = fuzzing.make_ensemble()
     scan = tmp_path / "scan.nii"
     scan.write_bytes(fuzzing.make_originals(tmp_path)["nii"][0])
