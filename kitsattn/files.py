@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +16,9 @@ from typing import Any
 from kitsattn.errors import KitsattnError
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+_PARTIAL = "." + "[0-9a-f]" * 8 + ".part.*"
+"""What a name looks like until the file or folder is whole."""
 
 _log = logging.getLogger(__name__)
 
@@ -97,9 +101,16 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         _restore_or_remove(replaced, path)
 
 
-def tidy_folder(folder: Path) -> None:
-    """Remove what killed processes left half-written in a folder; what was about to be replaced gets its name back."""
-    for remains in folder.glob(".*.part.*"):
+def tidy_folder(folder: Path, *, older_s: float = 0.0) -> None:
+    """Remove what killed processes left half-written in a folder; what was about to be replaced gets its name back.
+
+    Args:
+        folder: It need not exist.
+        older_s: What was written to in the last seconds is left: it may be another process's work.
+    """
+    for remains in folder.glob(_PARTIAL):
+        if older_s and _age_s(remains) < older_s:
+            continue
         kind, _, name = remains.name.partition(".part.")[2].partition(".")
         if not remains.is_dir():
             remains.unlink(missing_ok=True)
@@ -107,6 +118,14 @@ def tidy_folder(folder: Path) -> None:
             _restore_or_remove(remains, folder / name)
         else:
             shutil.rmtree(remains, ignore_errors=True)
+
+
+def _age_s(path: Path) -> float:
+    """Return the seconds since a file was written to; none where it has just got its final name."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _restore_or_remove(replaced: Path, path: Path) -> None:

@@ -13,6 +13,12 @@ CYST = 3
 KITS19_LABELS: Mapping[str, int] = {"background": BACKGROUND, "kidney": KIDNEY, "tumour": TUMOUR}
 KITS23_LABELS: Mapping[str, int] = {**KITS19_LABELS, "cyst": CYST}
 
+LABEL_COLOURS: Mapping[str, str] = {"kidney": "#56b4e9", "tumour": "#f26b1d", "cyst": "#2fd6a0"}
+"""Sky blue, vermilion and bluish green of Okabe and Ito (https://jfly.uni-koeln.de/color/), the latter two brightened
+for a dark ground: people with any of the common colour vision deficiencies tell them apart."""
+OTHER_COLOURS = ("#f0e442", "#cc79a7", "#e69f00", "#0072b2")
+"""For classes of other names, in turn: yellow, reddish purple, orange and blue of the same."""
+
 
 @dataclass(frozen=True)
 class Region:

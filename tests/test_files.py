@@ -1,9 +1,11 @@
 """Atomic writes."""
 
 import hashlib
+import os
 import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -159,17 +161,28 @@ def test_a_folder_is_not_lost_to_an_interrupt(tmp_path: Path, monkeypatch: pytes
 
 def test_what_killed_processes_left_is_tidied_and_nothing_lost(tmp_path: Path) -> None:
     """Half-written files and folders go; a folder that nothing has taken the place of gets its name back."""
-    for name in (".1.part.new.case_1", ".2.part.old.case_1", "case_2", ".3.part.old.case_2"):
+    for name in (".00000001.part.new.case_1", ".00000002.part.old.case_1", "case_2", ".00000003.part.old.case_2"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "content").write_text(name)
-    (tmp_path / ".4.part.case_3.json").touch()
+    (tmp_path / ".00000004.part.case_3.json").touch()
     (tmp_path / "case_3.json").touch()
 
     tidy_folder(tmp_path)
 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["case_1", "case_2", "case_3.json"]
-    assert (tmp_path / "case_1" / "content").read_text() == ".2.part.old.case_1"
+    assert (tmp_path / "case_1" / "content").read_text() == ".00000002.part.old.case_1"
     assert (tmp_path / "case_2" / "content").read_text() == "case_2"
+
+
+def test_what_another_process_may_be_writing_is_left(tmp_path: Path) -> None:
+    """Only what nobody has written to for long goes."""
+    for name, age_s in ((".00000001.part.a.nii.gz", 7200), (".00000002.part.b.nii.gz", 60)):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (time.time() - age_s,) * 2)
+
+    tidy_folder(tmp_path, older_s=3600)
+
+    assert [path.name for path in tmp_path.iterdir()] == [".00000002.part.b.nii.gz"]
 
 
 def test_a_file_system_without_locks_keeps_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,14 @@
 """Options that several commands share, with the same name, type and help everywhere."""
 
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+AUTO = "auto"
+"""The batch size that is chosen by memory."""
 
 
 class Device(StrEnum):
@@ -23,6 +27,18 @@ class Precision(StrEnum):
     fp32 = "fp32"
     bf16 = "bf16"
     fp16 = "fp16"
+
+
+def batch_size_check(least: int) -> Callable[[str | None], str | None]:
+    """Return what refuses a --batch-size that is neither auto nor a number from `least` on."""
+
+    def check(value: str | None) -> str | None:
+        if value is None or value == AUTO or (value.isdecimal() and int(value) >= least):
+            return value
+        msg = f"{value!r} is neither {AUTO} nor a number from {least} on"
+        raise typer.BadParameter(msg)
+
+    return check
 
 
 WorkspaceOption = Annotated[

@@ -13,6 +13,7 @@ import typer
 
 from kitsattn.cli.console import configure_logging, print_json, print_result, progress_bars, say, warn
 from kitsattn.cli.options import (
+    AUTO,
     Device,
     DeviceOption,
     JsonOption,
@@ -20,9 +21,10 @@ from kitsattn.cli.options import (
     Precision,
     PrecisionOption,
     WorkspaceOption,
+    batch_size_check,
 )
 from kitsattn.errors import KitsattnError
-from kitsattn.files import check_target
+from kitsattn.files import check_target, tidy_folder
 from kitsattn.jobs import keep_freed_memory
 from kitsattn.notices import SYNTHETIC_MODEL_NOTICE
 from kitsattn.words import plural
@@ -39,6 +41,8 @@ Result = TypeVar("Result")
 
 _PATIENCE = timedelta(days=7)
 """How long a process that has done its share waits for the others, which may have more to do."""
+_ABANDONED_S = 3600.0
+"""A label map that nobody has written to for so long is not being written any more."""
 
 
 class Format(StrEnum):
@@ -156,13 +160,13 @@ def predict(
     device: DeviceOption = Device.auto,
     precision: PrecisionOption = Precision.auto,
     batch_size: Annotated[
-        int | None,
+        str,
         typer.Option(
-            min=1,
-            help="Slices in one forward pass. (default: 4 on a CPU, 16 on a GPU, less where memory is short)",
-            show_default=False,
+            metavar="N|auto",
+            callback=batch_size_check(1),
+            help="Slices in one forward pass; auto takes 2 on a CPU, 16 on a GPU, less where memory is short.",
         ),
-    ] = None,
+    ] = AUTO,
     overlap: Annotated[
         float, typer.Option(min=0.0, max=0.9, help="Share of a window that its neighbour covers too, in large slices.")
     ] = 0.5,
@@ -222,11 +226,17 @@ def predict(
             say(f"{len(finished)} of {plural(len(cases), 'case')} finished earlier (--overwrite does them again)")
         model = model or _default_models(places)
         ensemble = load_ensemble(model, ranks.device, choose_precision(precision.value, ranks.device))
+        inference = Inference(
+            batch_size=None if batch_size == AUTO else int(batch_size),
+            flips=tta is Augmentation.flips,
+            overlap=overlap,
+            fast=fast,
+        )
         with progress_bars() as progress:
             own = predict_cases(
                 ensemble,
                 ranks.share(left),
-                Inference(batch_size=batch_size, flips=tta is Augmentation.flips, overlap=overlap, fast=fast),
+                inference,
                 rules=_choose_rules(min_volume) if post_process else None,
                 overwrite=overwrite,
                 progress=progress,
@@ -256,7 +266,12 @@ def _choose_rules(min_volume_ml: float | None) -> "Postprocessing":
 def _find_finished(
     cases: "Sequence[PredictionCase]", report: Path | None, *, overwrite: bool, many: bool
 ) -> "list[PredictionCase]":
-    """Return those of many cases that were predicted earlier; refuse the others' outputs if they cannot be written."""
+    """Return those of many cases that were predicted earlier; refuse the others' outputs if they cannot be written.
+
+    What a killed run left half-written in the folder of many cases is removed.
+    """
+    if many:
+        tidy_folder(cases[0].target.parent, older_s=_ABANDONED_S)
     finished = [case for case in cases if _is_finished(case)] if many and not overwrite else []
     inputs = {_identity(case.source) for case in cases}
     for case in cases:

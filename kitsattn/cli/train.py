@@ -16,7 +16,16 @@ from kitsattn.cli.console import (
     print_result,
     say,
 )
-from kitsattn.cli.options import Device, DeviceOption, JsonOption, Precision, PrecisionOption, WorkspaceOption
+from kitsattn.cli.options import (
+    AUTO,
+    Device,
+    DeviceOption,
+    JsonOption,
+    Precision,
+    PrecisionOption,
+    WorkspaceOption,
+    batch_size_check,
+)
 from kitsattn.errors import KitsattnError
 from kitsattn.jobs import keep_freed_memory
 from kitsattn.words import plural
@@ -35,14 +44,8 @@ if TYPE_CHECKING:
     from kitsattn.train.run import FoldResult
 
 _DEFAULT_MODEL = "attention-deeplab-r50"
-_AUTO = "auto"
-
-
-def _check_batch_size(value: str | None) -> str | None:
-    if value is None or value == _AUTO or (value.isdecimal() and int(value) >= 2):  # noqa: PLR2004 - as recipes have it
-        return value
-    msg = f"{value!r} is neither {_AUTO} nor a number from 2 on"
-    raise typer.BadParameter(msg)
+_LEAST_BATCH = 2
+"""As recipes have it."""
 
 
 def train(
@@ -79,7 +82,7 @@ def train(
         str | None,
         typer.Option(
             metavar="N|auto",
-            callback=_check_batch_size,
+            callback=batch_size_check(_LEAST_BATCH),
             help="Samples a batch, those of all processes together; auto takes the most that fit into memory. "
             "(default: the recipe's)",
             show_default=False,
@@ -143,7 +146,7 @@ def train(
     settings = replace(
         settings,
         epochs=epochs or settings.epochs,
-        batch_size=settings.batch_size if batch_size is None or batch_size == _AUTO else int(batch_size),
+        batch_size=settings.batch_size if batch_size is None or batch_size == AUTO else int(batch_size),
     )
     folder = places.runs / (run_name or f"{prepared.name}-{model}-{recipe_name}")
     kind = choose_device(device.value)
@@ -176,7 +179,7 @@ def train(
             for number in _folds(fold, len(splits))
         ]
         with log_file(folder / "train.log") if ranks.leads else nullcontext():
-            if batch_size == _AUTO:
+            if batch_size == AUTO:
                 chosen = replace(settings, batch_size=choose_batch_size(jobs[0], go_on=resume))
                 jobs = [replace(job, recipe=chosen) for job in jobs]
             late = ""

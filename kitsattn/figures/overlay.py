@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from kitsattn.figures.slices import Labels, SheetSlices, choose_slices
 from kitsattn.files import atomic_path
-from kitsattn.labels import BACKGROUND, CYST, TUMOUR
+from kitsattn.labels import BACKGROUND, CYST, LABEL_COLOURS, TUMOUR
 from kitsattn.volume.geometry import Geometry
 from kitsattn.volume.volume import Volume
 
@@ -59,12 +59,11 @@ class View:
     spacing_mm: tuple[float, float]
 
 
-# Sky blue, vermilion and bluish green of Okabe and Ito (https://jfly.uni-koeln.de/color/), the latter two brightened
-# for a dark ground: people with any of the common colour vision deficiencies tell them apart. The reference is lighter
-# and dashed, so that it is seen where it lies on the prediction.
-_PREDICTED = Pen("predicted", "#56b4e9", "#f26b1d", "#2fd6a0", 1.8, "solid")
+_COLOURS = LABEL_COLOURS["kidney"], LABEL_COLOURS["tumour"], LABEL_COLOURS["cyst"]
+_PREDICTED = Pen("predicted", *_COLOURS, 1.8, "solid")
+# Lighter and dashed, so that it is seen where it lies on the prediction.
 _REFERENCE = Pen("reference", "#ffffff", "#ffe14d", "#c9f7c0", 1.1, (0.0, (3.0, 2.0)))
-LABELLED = Pen("", "#56b4e9", "#f26b1d", "#2fd6a0", 1.4, "solid")
+LABELLED = Pen("", *_COLOURS, 1.4, "solid")
 """For the only label map of a picture."""
 
 

@@ -165,7 +165,7 @@ def write_case(
             case.target, labels, case.source, case.series, classes=classes, model=model, note=note, overwrite=overwrite
         )
     else:
-        write_labels(case.target, labels, note=note, overwrite=overwrite)
+        write_labels(case.target, labels, classes=classes, note=note, overwrite=overwrite)
     return Prediction(case, volumes, report, labels.notes, ensemble.synthetic, picture)
 
 

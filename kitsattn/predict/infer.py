@@ -171,7 +171,7 @@ def predict_block(
                     probabilities = torch.softmax(logits.float().flip(axes), dim=1)[..., own_rows, own_columns]
                     total[batch, :, rows, columns] += probabilities * inside
         weight_sum[rows, columns] += inside * (len(ensemble.members) * len(mirrored))
-    return (total / weight_sum).transpose(0, 1).cpu().numpy()
+    return total.div_(weight_sum).transpose(0, 1).cpu().numpy()
 
 
 def _batches(

@@ -17,14 +17,14 @@ from kitsattn.preprocess.case import PreparedScan, decide_labels, prepare_scan, 
 from kitsattn.preprocess.intensity import normalise
 from kitsattn.volume.volume import Volume
 
-BLOCK = 32
-"""Slices whose probabilities are held at once; 512 x 512 and 3 classes take 100 MB."""
+BLOCK = 16
+"""Slices whose probabilities are held at once; 512 x 512 and 3 classes take 50 MB."""
 CERTAIN = 65535
 """Probability 1 as it is kept, in uint16."""
 
 _COARSE_MM = 10.0
 """How far apart the slices are that a fast prediction looks at first."""
-_BATCH_CPU, _BATCH_GPU = 4, 16
+_BATCH_CPU, _BATCH_GPU = 2, 16
 
 _log = logging.getLogger(__name__)
 

@@ -86,6 +86,7 @@ def segment(
         _log.warning("%s", SYNTHETIC_MODEL_NOTICE)
     labels, _ = predict_volume(ensemble, scan, inference)
     labels, _ = follow_rules(ensemble, labels, rules)
+    classes = ensemble.headers[0].labels
     if isinstance(image, str | PathLike) or hasattr(image, "dataobj"):
-        return nifti.to_image(labels)
-    return to_itk(labels)
+        return nifti.to_image(labels, classes)
+    return to_itk(labels, classes)

@@ -1,7 +1,7 @@
 """Scans and label maps in any format: NIfTI through nibabel, DICOM by `dicom/`, all else through SimpleITK."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -14,6 +14,7 @@ from kitsattn.files import atomic_path, unreadable
 from kitsattn.volume import nifti
 from kitsattn.volume.geometry import Geometry
 from kitsattn.volume.integrity import check_header, check_voxels
+from kitsattn.volume.label_table import slicer_fields
 from kitsattn.volume.orientation import RAS_FROM_LPS, SPATIAL_AXES, canonical_grid, file_affine, layout
 from kitsattn.volume.volume import FileGrid, Volume
 from kitsattn.volume.voxels import label_values, refuse_non_numbers, scan_values
@@ -125,7 +126,14 @@ def read_grid(path: Path) -> tuple[Geometry, FileGrid, int]:
     return geometry, grid, _MOST_VOXEL_BYTES
 
 
-def write_labels(path: Path, labels: Volume, *, note: str | None = None, overwrite: bool = False) -> None:
+def write_labels(
+    path: Path,
+    labels: Volume,
+    *,
+    classes: Mapping[str, int] | None = None,
+    note: str | None = None,
+    overwrite: bool = False,
+) -> None:
     """Write a label map in the format that the suffix of `path` names, on the grid of the scan it came from.
 
     Where the format is the scan's own the grid is copied; where it is another, the array axes and the voxels'
@@ -134,6 +142,7 @@ def write_labels(path: Path, labels: Volume, *, note: str | None = None, overwri
     Args:
         path: Ends in .nii.gz, .nii, .nrrd or .mha.
         labels: uint8, with the scan's geometry and source.
+        classes: Class name to value; named in the header of NIfTI and NRRD, see `label_table`.
         note: Where the labels come from; kept in the header.
         overwrite: Whether an existing file may be replaced.
 
@@ -142,9 +151,9 @@ def write_labels(path: Path, labels: Volume, *, note: str | None = None, overwri
     """
     check_output(path)
     if _is_nifti(path):
-        nifti.write_labels(path, labels, note=note, overwrite=overwrite)
+        nifti.write_labels(path, labels, classes=classes, note=note, overwrite=overwrite)
     else:
-        _write_itk(path, labels, note, overwrite=overwrite)
+        _write_itk(path, to_itk(labels, classes), note, overwrite=overwrite)
 
 
 def check_output(path: Path) -> None:
@@ -250,10 +259,9 @@ def _itk_grid(image: Any, path: Path) -> tuple[FileGrid, Geometry]:  # noqa: ANN
     return grid, geometry
 
 
-def _write_itk(path: Path, labels: Volume, note: str | None, *, overwrite: bool) -> None:
+def _write_itk(path: Path, image: "SimpleITK.Image", note: str | None, *, overwrite: bool) -> None:
     import SimpleITK  # noqa: PLC0415 - NIfTI users need not wait for it
 
-    image = to_itk(labels)
     if note is not None:
         image.SetMetaData("kitsattn", note)
     with atomic_path(path, overwrite=overwrite) as temporary:
@@ -263,8 +271,8 @@ def _write_itk(path: Path, labels: Volume, note: str | None, *, overwrite: bool)
             raise OSError(str(error).strip().splitlines()[-1]) from error
 
 
-def to_itk(labels: Volume) -> "SimpleITK.Image":
-    """Return a label map as an image of SimpleITK, on the very grid of the image that its `source` came from."""
+def to_itk(labels: Volume, classes: Mapping[str, int] | None = None) -> "SimpleITK.Image":
+    """Return a label map as an image of SimpleITK, on the grid of its `source`'s image, its classes named for NRRD."""
     import SimpleITK  # noqa: PLC0415 - NIfTI users need not wait for it
 
     grid = labels.source or layout("LPS", Path())
@@ -279,4 +287,6 @@ def to_itk(labels: Volume) -> "SimpleITK.Image":
         image.SetSpacing(spacing.tolist())
         image.SetOrigin(affine[:3, 3].tolist())
         image.SetDirection((affine[:3, :3] / spacing).ravel().tolist())
+    for key, text in slicer_fields(classes).items() if classes else ():
+        image.SetMetaData(key, text)
     return image

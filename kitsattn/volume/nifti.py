@@ -8,7 +8,7 @@ Anterior and Superior, and that is reported too.
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -26,6 +26,7 @@ from kitsattn.errors import KitsattnError
 from kitsattn.files import atomic_path, unreadable
 from kitsattn.volume.geometry import Geometry
 from kitsattn.volume.integrity import refuse_short
+from kitsattn.volume.label_table import caret_extension
 from kitsattn.volume.orientation import SPATIAL_AXES, bad_spacing, canonical_grid, file_affine, layout
 from kitsattn.volume.volume import FileGrid, Volume
 from kitsattn.volume.voxels import label_values, refuse_non_numbers, scan_values
@@ -119,7 +120,14 @@ def write_nifti(
     _save(path, _image_along(volume, axes), note, overwrite=overwrite)
 
 
-def write_labels(path: Path, labels: Volume, *, note: str | None = None, overwrite: bool = False) -> None:
+def write_labels(
+    path: Path,
+    labels: Volume,
+    *,
+    classes: Mapping[str, int] | None = None,
+    note: str | None = None,
+    overwrite: bool = False,
+) -> None:
     """Write a label map, onto the very grid of the NIfTI file that its `source` came from.
 
     The output has that file's shape, sform, qform, codes and units; its own extensions are left out, since they
@@ -128,13 +136,14 @@ def write_labels(path: Path, labels: Volume, *, note: str | None = None, overwri
     Args:
         path: Ends in .nii or .nii.gz.
         labels: uint8.
+        classes: Class name to value; named in the header, see `label_table`.
         note: Where the labels come from; kept in the header, as an extension of the comment kind.
         overwrite: Whether an existing file may be replaced.
 
     Raises:
         KitsattnError: If the file exists and may not be replaced, or cannot be written.
     """
-    _save(path, to_image(labels), note, overwrite=overwrite)
+    _save(path, to_image(labels, classes), note, overwrite=overwrite)
 
 
 def from_image(image: SpatialImage) -> Volume:
@@ -164,8 +173,15 @@ def from_image(image: SpatialImage) -> Volume:
     return Volume(grid.copy_canonical(scan_values(stored, slope, intercept, name)), geometry, grid, notes)
 
 
-def to_image(labels: Volume) -> nib.Nifti1Image:
-    """Return a label map as an image of nibabel, on the grid that `write_labels` writes onto."""
+def to_image(labels: Volume, classes: Mapping[str, int] | None = None) -> nib.Nifti1Image:
+    """Return a label map as an image of nibabel, on the grid that `write_labels` writes onto, its classes named."""
+    image = _label_image(labels)
+    if classes is not None:
+        image.header.extensions.append(caret_extension(classes))
+    return image
+
+
+def _label_image(labels: Volume) -> nib.Nifti1Image:
     source = labels.source
     if source is None or not isinstance(source.header, nib.Nifti1Header):
         axes = "RAS" if source is None else "".join(nib.aff2axcodes(file_affine(labels.geometry, source)))

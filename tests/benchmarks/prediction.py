@@ -13,7 +13,8 @@ What is compared:
 
 - whole command: `kitsattn predict in.nii.gz out.nii.gz` with the precision that suits the machine, start-up included.
   nnU-Net's is put together: start-up (`nnUNetv2_predict -h`), reading and preparing, the median tile of --peer-tiles
-  times the number of tiles (no mirror images), export. Its tiles overlap by half, as it has them unasked.
+  times the number of tiles (no mirror images), export. It plans for KiTS19's median slice, 512 x 512 at 0.78 mm, so
+  that both sides have patches of that size; its tiles overlap by half, as it has them unasked.
 - without the network: the steps of one case in one process with a network that costs nothing, start-up excluded. It
   finds what is brighter than 175 HU, so that post-processing and writing have more to do than on two kidneys.
 - the floor of the network: its operations in one slice, counted by PyTorch, over the rate at which this machine
@@ -138,7 +139,7 @@ def predict(image: Path, target: Path, checkpoint: Path, log: Path) -> Cost:
 
 def ask_peer(peer: Peer, image: Path, scratch: Path, tiles: int) -> dict[str, Any]:
     """Return nnU-Net's steps, its start-up, and the seconds of a whole prediction put together from them."""
-    peer.plan()
+    peer.plan(PATCH)
     driver, out = Path(__file__).with_name("peer_nnunet_prediction.py"), scratch / "peer.json"
     command = [str(peer.python), str(driver), str(_DATASET), str(image), str(len(os.sched_getaffinity(0))), str(tiles)]
     cost = cost_of_command([*command, str(out)], scratch / "peer.log", peer.environment)

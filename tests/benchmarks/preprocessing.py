@@ -184,13 +184,22 @@ class Peer:
         command = [str(program), "-d", str(_DATASET), *arguments]
         return cost_of_command(command, self.scratch / f"{name}.log", self.environment)
 
-    def plan(self) -> dict[str, Cost]:
-        """Take the fingerprint and plan; slices lie along the axis whose spacing is the larger, by a hair."""
+    def plan(self, size: tuple[int, int] | None = None) -> dict[str, Cost]:
+        """Take the fingerprint and plan; slices lie along the axis whose spacing is the larger, by a hair.
+
+        Args:
+            size: In-plane size of the slices that are planned for, at the spacing planned for; None for this case's.
+        """
         fine, coarse = str(SPACING_MM), str(SPACING_MM + 1e-5)
-        return {
-            "fingerprint": self.command("extract_fingerprint", "-np", "1", "--clean"),
-            "plan": self.command("plan_experiment", "-overwrite_target_spacing", fine, fine, coarse),
-        }
+        fingerprint = self.command("extract_fingerprint", "-np", "1", "--clean")
+        if size is not None:
+            path = next((self.scratch / "nnunet-preprocessed").glob("*/dataset_fingerprint.json"))
+            content = json.loads(path.read_text())
+            content["shapes_after_crop"] = [[shape[0], *size] for shape in content["shapes_after_crop"]]
+            content["spacings"] = [[spacing[0], SPACING_MM, SPACING_MM] for spacing in content["spacings"]]
+            path.write_text(json.dumps(content))
+        plan = self.command("plan_experiment", "-overwrite_target_spacing", fine, fine, coarse)
+        return {"fingerprint": fingerprint, "plan": plan}
 
     def steps(self, image_file: Path, resampled_file: Path) -> dict[str, Any]:
         """Time its steps inside one process, and compare its resampled scan with kitsattn's."""

@@ -517,6 +517,7 @@ def test_a_plan_that_cannot_be_is_refused(
         ["predict"],
         ["predict", "in.nii.gz", "out.nii.gz", "more.nii.gz"],
         ["predict", "in.nii.gz", "--batch-size", "0"],
+        ["predict", "in.nii.gz", "--batch-size", "most"],
         ["predict", "in.nii.gz", "--device", "abacus"],
         ["train", "--epochs", "many"],
         ["train", "--batch-size", "1"],

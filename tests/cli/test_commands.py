@@ -380,7 +380,8 @@ def test_a_model_of_phantoms_is_used_only_by_name(command: Command, synthetic: P
     assert json.loads(used.stdout)["synthetic"] is True
     header = _load(Path("out.nii.gz")).header
     assert b"kitsattn" in bytes(header["descrip"])
-    (note,) = header.extensions
+    table, note = header.extensions
+    assert b'<Label Key="2"' in table.get_content()
     assert json.loads(note.get_content()) == {
         "made_by": f"kitsattn {kitsattn.__version__}",
         "use": RESEARCH_NOTICE,

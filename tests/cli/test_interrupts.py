@@ -182,9 +182,9 @@ def test_preprocessing_is_interrupted_and_goes_on(command: Command, kits_folder:
     assert not (folder / "dataset.json").exists()
     finished = len(list(folder.glob("cases/case_?????")))
     assert 2 < finished < 48
-    remains = folder / "cases" / ".0000.part.new.case_00047"
+    remains = folder / "cases" / ".00000000.part.new.case_00047"
     remains.mkdir()
-    (folder / "fingerprints" / ".0000.part.case_00047.json").touch()
+    (folder / "fingerprints" / ".00000000.part.case_00047.json").touch()
 
     result = command(*arguments)
     assert result.exit_code == 0, result.stderr

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,10 +57,14 @@ def test_a_kits_folder_gives_what_the_challenge_wants_and_is_gone_on_with(
     for name in names[1:3]:
         (tmp_path / "out" / f"{name}.nii.gz").unlink()
     (tmp_path / "out" / f"{names[5]}.nii.gz").write_bytes(b"mine")
+    for age_s, name in ((7200, ".0123abcd.part.old.nii.gz"), (60, ".0123abcd.part.new.nii.gz")):
+        (tmp_path / "out" / name).write_bytes(b"half")
+        os.utime(tmp_path / "out" / name, (time.time() - age_s,) * 2)
     result = command("predict", source, "out", *options, "--json")
     assert [case["case"] for case in json.loads(result.stdout)] == names[1:3]
     assert "4 of 6 cases finished earlier (--overwrite does them again)" in result.stderr
     assert (tmp_path / "out" / f"{names[5]}.nii.gz").read_bytes() == b"mine"
+    assert [path.name for path in (tmp_path / "out").glob(".*")] == [".0123abcd.part.new.nii.gz"]
     result = command("predict", source, "out", *options, "--json", "--overwrite")
     assert len(json.loads(result.stdout)) == PAINTED
     assert read_labels(tmp_path / "out" / f"{names[5]}.nii.gz").array.any()

@@ -106,6 +106,24 @@ def test_label_map_made_in_memory_is_written_as_nrrd(tmp_path: Path) -> None:
     assert read_labels(tmp_path / "labels.nrrd").geometry.difference(labels.geometry) is None
 
 
+@pytest.mark.parametrize("name", ["labels.seg.nrrd", "labels.mha"])
+def test_classes_are_named_as_3d_slicer_reads_them(tmp_path: Path, name: str) -> None:
+    """One segment a class, in the order of the values; the file is read as before."""
+    labels = Volume(np.ones((2, 3, 4), np.uint8), Geometry.axial((2, 3, 4), (5.0, 0.7, 0.9)))
+
+    write_labels(tmp_path / name, labels, classes={"background": 0, "tumour": 2, "kidney": 1})
+
+    image = SimpleITK.ReadImage(tmp_path / name)
+    segments = [
+        (image.GetMetaData(f"Segment{number}_LabelValue"), image.GetMetaData(f"Segment{number}_Name"))
+        for number in range(2)
+    ]
+    assert segments == [("1", "kidney"), ("2", "tumour")]
+    assert "Segment2_Name" not in image.GetMetaDataKeys()
+    assert image.GetMetaData("Segment0_Color") == "0.337 0.706 0.914"
+    assert np.array_equal(read_labels(tmp_path / name).array, labels.array)
+
+
 @pytest.mark.parametrize("read", [read_grid, read_labels])
 @pytest.mark.parametrize("name", ["series", "slice.dcm", "IM0001", "labels.zip"])
 def test_label_maps_are_not_dicom(tmp_path: Path, read: Any, name: str) -> None:

@@ -1,6 +1,7 @@
 import gzip
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import nibabel as nib
 import numpy as np
@@ -226,6 +227,20 @@ def test_label_map_lies_on_the_very_grid_of_its_scan(tmp_path: Path, shape: tupl
         np.asanyarray(nib.Nifti1Image.from_filename(tmp_path / "labels.nii.gz").dataobj),
         np.arange(24).reshape(shape) % 3,
     )
+
+
+def test_classes_are_named_in_a_label_table(tmp_path: Path) -> None:
+    """The first extension, where TotalSegmentator's reader looks; any name is one, the note follows."""
+    classes = {"background": 0, "tumour": 2, "kidney": 1, "<a & b>": 7}
+
+    write_labels(tmp_path / "labels.nii.gz", make_volume(np.uint8), classes=classes, note="made by a test")
+
+    table, note = raw_header(tmp_path / "labels.nii.gz").extensions
+    assert (table.get_code(), note.get_code()) == (0, 6)
+    entries = ET.fromstring(table.get_content()).findall("VolumeInformation/LabelTable/Label")  # noqa: S314
+    assert [(entry.get("Key"), entry.text) for entry in entries] == [("1", "kidney"), ("2", "tumour"), ("7", "<a & b>")]
+    assert [entries[0].get(part) for part in ("Red", "Green", "Blue")] == ["0.337", "0.706", "0.914"]
+    assert np.array_equal(read_labels(tmp_path / "labels.nii.gz").array, make_volume(np.uint8).array)
 
 
 def test_labels_written_without_a_source_lie_where_their_geometry_says(tmp_path: Path) -> None:
