@@ -27,10 +27,12 @@ class Region:
     Attributes:
         key: The region's name in JSON, tables and reports.
         labels: The label values that belong to it.
+        tolerance_mm: Within which two of its surfaces count as equal.
     """
 
     key: str
     labels: tuple[int, ...]
+    tolerance_mm: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -50,17 +52,27 @@ class ScoringProtocol:
     regions: tuple[Region, ...]
 
 
+_KIDNEY_MM, _MASSES_MM, _TUMOUR_MM = 1.0330772532390826, 1.1328796488598762, 1.1498198361434828
+"""Tolerances of KiTS21 and KiTS23: how far two annotators' surfaces are apart (kits21/evaluation/metrics.py)."""
+
 KITS19 = ScoringProtocol(
-    "kits19", "KiTS19", KITS19_LABELS, (Region("kidney_and_tumour", (KIDNEY, TUMOUR)), Region("tumour", (TUMOUR,)))
+    "kits19",
+    "KiTS19",
+    KITS19_LABELS,
+    (
+        Region("kidney_and_tumour", (KIDNEY, TUMOUR), _KIDNEY_MM),
+        Region("tumour", (TUMOUR,), _TUMOUR_MM),
+    ),
 )
+"""Its challenge has no surface scores; the tolerances are those of KiTS21."""
 KITS23 = ScoringProtocol(
     "kits23",
     "KiTS23",
     KITS23_LABELS,
     (
-        Region("kidney_and_masses", (KIDNEY, TUMOUR, CYST)),
-        Region("masses", (TUMOUR, CYST)),
-        Region("tumour", (TUMOUR,)),
+        Region("kidney_and_masses", (KIDNEY, TUMOUR, CYST), _KIDNEY_MM),
+        Region("masses", (TUMOUR, CYST), _MASSES_MM),
+        Region("tumour", (TUMOUR,), _TUMOUR_MM),
     ),
 )
 """KiTS21 has the same labels and the same hierarchical evaluation classes."""

@@ -1,6 +1,8 @@
 """`kitsattn evaluate`: scores of label maps, one subcommand a metric."""
 
+from collections.abc import Mapping
 from enum import StrEnum
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +17,7 @@ from kitsattn.workspace import Workspace
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from kitsattn.evaluate.metrics import Metric
     from kitsattn.evaluate.run import MatchedCases, Scores
     from kitsattn.labels import ScoringProtocol
 
@@ -34,63 +37,122 @@ def evaluate() -> None:
     """Score predicted label maps against references, one subcommand a metric."""
 
 
-@app.command("dice")
-def dice(
-    *,
-    predictions: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="PRED",
-            help="Label map, or folder of them. (default: the newest run's held-out predictions)",
-            show_default=False,
-        ),
-    ] = None,
-    references: Annotated[
-        Path | None,
-        typer.Argument(metavar="REF", help="Label map, or folder; cases are matched by id.", show_default=False),
-    ] = None,
-    protocol: Annotated[Protocol, typer.Option(help="Which labels there are, and what is scored.")] = Protocol.auto,
-    workers: WorkersOption = None,
-    workspace: WorkspaceOption = None,
-    json: JsonOption = False,
-) -> None:
-    """Dice of the regions that the data set's challenge evaluates, and the composite, the mean of their means.
+PredictionsArgument = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="PRED",
+        help="Label map, or folder of them. (default: the newest run's held-out predictions)",
+        show_default=False,
+    ),
+]
+ReferencesArgument = Annotated[
+    Path | None,
+    typer.Argument(metavar="REF", help="Label map, or folder; cases are matched by id.", show_default=False),
+]
+ProtocolOption = Annotated[Protocol, typer.Option(help="Which labels there are, and what is scored.")]
 
-    kits19 scores kidney with tumour (labels 1, 2), and tumour (2).
-    kits23 scores kidney with masses (1, 2, 3), masses (2, 3), and tumour (2).
-    A region that is empty in both label maps scores 1, in one of them 0.
+_PROTOCOLS = """\
+kits19 scores kidney with tumour (labels 1, 2), and tumour (2).
+kits23 scores kidney with masses (1, 2, 3), masses (2, 3), and tumour (2).
 
-    --protocol auto goes by the labels of the newest run, or of REF's kitsattn-dataset.json.
-    Without that file, KiTS21 and KiTS23 are known by their case folders, all else is kits19.
-    Labels of no challenge are scored one by one.
+--protocol auto goes by the labels of the newest run, or of REF's kitsattn-dataset.json.
+Without that file, KiTS21 and KiTS23 are known by their case folders, all else is kits19.
+Labels of no challenge are scored one by one.
 
-    Example: kitsattn evaluate dice predictions/ kits19/data/
-    """
-    from kitsattn.evaluate.overlap import EMPTY_RULE
-    from kitsattn.evaluate.run import choose_protocol, evaluate_dice, match_cases
+Example: kitsattn evaluate {command} predictions/ kits19/data/"""
+
+_COMMANDS = {
+    "dice": (
+        ("dice",),
+        """Dice of the regions that the data set's challenge evaluates, and the composite, the mean of their means.
+
+A region that is empty in both label maps scores 1, in one of them 0.""",
+    ),
+    "surface-dice": (
+        ("surface_dice",),
+        """Share of both surfaces of each region within a tolerance of the other, as KiTS21 and KiTS23 score it.
+
+The tolerances are theirs: kidney 1.033 mm, masses 1.133 mm, tumour 1.150 mm; 1 mm for labels of no challenge.
+A region that is empty in both label maps scores 1, in one of them 0.""",
+    ),
+    "hd95": (
+        ("hd95_mm",),
+        """Distance in mm within which 95 % of either surface of each region lie, the larger of the two.
+
+Surfaces are weighted by their area. Empty in both label maps is 0; in one of them it is left out of the mean.""",
+    ),
+    "assd": (
+        ("assd_mm",),
+        """Mean distance in mm of the surfaces of each region from each other, of both directions.
+
+Surfaces are weighted by their area. Empty in both label maps is 0; in one of them it is left out of the mean.""",
+    ),
+    "all": (
+        ("dice", "surface_dice", "hd95_mm", "assd_mm"),
+        "All of these metrics.",
+    ),
+}
+"""Subcommand -> keys of its metrics, and what its help says."""
+
+
+def _add_command(name: str, keys: tuple[str, ...], text: str) -> None:
+    def score(
+        *,
+        predictions: PredictionsArgument = None,
+        references: ReferencesArgument = None,
+        protocol: ProtocolOption = Protocol.auto,
+        workers: WorkersOption = None,
+        workspace: WorkspaceOption = None,
+        json: JsonOption = False,
+    ) -> None:
+        matched, chosen = _choose_cases(predictions, references, protocol, workspace, name)
+        _score(matched, chosen, keys, workers=workers or available_cores(), json=json)
+
+    app.command(name, help=f"{text}\n\n{_PROTOCOLS.format(command=name)}")(score)
+
+
+for _name, (_keys, _text) in _COMMANDS.items():
+    _add_command(_name, _keys, _text)
+
+
+def _choose_cases(
+    predictions: Path | None, references: Path | None, protocol: Protocol, workspace: Path | None, command: str
+) -> "tuple[MatchedCases, ScoringProtocol]":
+    """Return what is scored, and how."""
+    from kitsattn.evaluate.run import choose_protocol, match_cases
     from kitsattn.labels import KITS19, KITS23
 
     named = {Protocol.kits19: KITS19, Protocol.kits23: KITS23}.get(protocol)
     if predictions is None:
         matched, trained = _held_out(Workspace.choose(workspace))
-        chosen = named or trained
-    elif references is None:
-        msg = f"{predictions} needs references to be scored against: kitsattn evaluate dice {predictions} REF"
+        return matched, named or trained
+    if references is None:
+        msg = f"{predictions} needs references to be scored against: kitsattn evaluate {command} {predictions} REF"
         raise KitsattnError(msg)
-    else:
-        matched = match_cases(predictions, references)
-        chosen = named or choose_protocol(references)
+    return match_cases(predictions, references), named or choose_protocol(references)
+
+
+def _score(
+    matched: "MatchedCases", protocol: "ScoringProtocol", keys: tuple[str, ...], *, workers: int, json: bool
+) -> None:
+    """Score and print."""
+    from kitsattn.evaluate.metrics import METRICS, rules_of
+    from kitsattn.evaluate.run import evaluate_cases
+
+    metrics = [metric for metric in METRICS if metric.key in keys]
     with progress_bars() as progress:
-        scores = evaluate_dice(matched, protocol=chosen, workers=workers or available_cores(), progress=progress)
+        scores = evaluate_cases(matched, metrics=metrics, protocol=protocol, workers=workers, progress=progress)
     if scores.missing:
         warn(f"no prediction, counted as empty: {', '.join(scores.missing)}")
     if scores.surplus:
         warn(f"no reference, left out: {', '.join(scores.surplus)}")
     if json:
         print_json(scores.to_json())
-    else:
-        print_result(_table(scores))
-        print_result(EMPTY_RULE)
+        return
+    for metric in metrics:
+        print_result(_table(scores, metric))
+    for rule in rules_of(metrics, protocol.regions):
+        print_result(rule)
 
 
 def _held_out(workspace: Workspace) -> "tuple[MatchedCases, ScoringProtocol]":
@@ -122,13 +184,19 @@ def _held_out(workspace: Workspace) -> "tuple[MatchedCases, ScoringProtocol]":
     return MatchedCases(tuple(pairs)), protocol_of(header.labels)
 
 
-def _table(scores: "Scores") -> "Table":
+def _table(scores: "Scores", metric: "Metric") -> "Table":
     from rich.table import Table
 
-    regions = list(scores.mean)
-    table = Table("case", *regions, title=f"Dice ({scores.protocol.title}); composite {scores.composite:.4f}")
+    from kitsattn.evaluate.metrics import DICE
+
+    def cells(regions: Mapping[str, Mapping[str, float]]) -> list[str]:
+        values = [region[metric.key] for region in regions.values()]
+        return ["not defined" if isnan(value) else f"{value:.{metric.digits}f}" for value in values]
+
+    composite = f"; composite {scores.composite:.4f}" if metric is DICE else ""
+    table = Table("case", *scores.mean, title=f"{metric.title} ({scores.protocol.title}){composite}")
     for case in scores.cases:
-        table.add_row(case.case, *(f"{case.regions[region]['dice']:.4f}" for region in regions))
+        table.add_row(case.case, *cells(case.regions))
     table.add_section()
-    table.add_row("mean", *(f"{scores.mean[region]['dice']:.4f}" for region in regions))
+    table.add_row("mean", *cells(scores.mean))
     return table

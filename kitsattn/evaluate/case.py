@@ -1,7 +1,7 @@
 """Scores of one case: every evaluated region of a predicted label map against its reference."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kitsattn.errors import KitsattnError
-from kitsattn.evaluate.overlap import count_overlap, dice
+from kitsattn.evaluate.metrics import DICE, Metric, measure_region
 from kitsattn.labels import BACKGROUND, CYST, KITS19, ScoringProtocol, check_labels
 from kitsattn.volume.formats import read_labels
-from kitsattn.volume.geometry import Geometry
+from kitsattn.volume.geometry import Geometry, Triple
 
 _log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ class CaseScores:
 
     Attributes:
         case: The case's id.
-        regions: Region key to metric name to value, e.g. `{"tumour": {"dice": 0.85}}`.
+        regions: Region key to metric key to value, e.g. `{"tumour": {"dice": 0.85}}`; NaN where it is not defined.
     """
 
     case: str
@@ -32,7 +32,12 @@ class CaseScores:
 
 
 def score_case(
-    case_id: str, prediction: Path | None, reference: Path, *, protocol: ScoringProtocol = KITS19
+    case_id: str,
+    prediction: Path | None,
+    reference: Path,
+    *,
+    protocol: ScoringProtocol = KITS19,
+    metrics: Sequence[Metric] = (DICE,),
 ) -> CaseScores:
     """Read two label maps and score the regions of a protocol.
 
@@ -43,18 +48,21 @@ def score_case(
             know count as background too, as the KiTS19 rules have it, and are logged.
         reference: The reference label map, with no values that the protocol does not know.
         protocol: Which labels there are, and what to score.
+        metrics: What to score them by.
 
     Returns:
-        Dice of each region.
+        The metrics of each region.
 
     Raises:
         KitsattnError: If a file cannot be read, if the two lie on different grids, or if the reference holds
             labels that the protocol does not know.
     """
     truth = read_labels(reference)
+    spacing_mm = truth.geometry.spacing_mm
     _check_reference(_values(truth.array), protocol, reference)
     if prediction is None:
-        return score_labels(case_id, np.zeros_like(truth.array), truth.array, protocol=protocol)
+        nothing = np.zeros_like(truth.array)
+        return score_labels(case_id, nothing, truth.array, spacing_mm, protocol=protocol, metrics=metrics)
     predicted = read_labels(prediction)
     difference = predicted.geometry.difference(truth.geometry)
     if difference is not None:
@@ -69,15 +77,17 @@ def score_case(
         _log.warning(
             "%s holds the labels %s, which count as background: scored are %s", prediction, sorted(unknown), known
         )
-    return score_labels(case_id, predicted.array, truth.array, protocol=protocol)
+    return score_labels(case_id, predicted.array, truth.array, spacing_mm, protocol=protocol, metrics=metrics)
 
 
 def score_labels(
     case_id: str,
     prediction: NDArray[np.integer[Any]],
     reference: NDArray[np.integer[Any]],
+    spacing_mm: Triple,
     *,
     protocol: ScoringProtocol = KITS19,
+    metrics: Sequence[Metric] = (DICE,),
 ) -> CaseScores:
     """Score two label maps that lie on the same grid.
 
@@ -85,13 +95,17 @@ def score_labels(
         case_id: The name of the case in the scores.
         prediction: Label values, (z, y, x).
         reference: Label values, (z, y, x).
+        spacing_mm: Distance of the voxels along z, y, x.
         protocol: Names the regions to score.
+        metrics: What to score them by.
 
     Returns:
-        Dice of each region.
+        The metrics of each region.
     """
-    scores = {region.key: {"dice": dice(count_overlap(prediction, reference, region))} for region in protocol.regions}
-    return CaseScores(case_id, scores)
+    return CaseScores(
+        case_id,
+        {region.key: measure_region(prediction, reference, region, spacing_mm, metrics) for region in protocol.regions},
+    )
 
 
 def _check_reference(found: set[int], protocol: ScoringProtocol, path: Path) -> None:

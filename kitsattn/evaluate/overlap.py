@@ -49,8 +49,8 @@ def count_overlap(prediction: NDArray[np.integer[Any]], reference: NDArray[np.in
         raise ValueError(msg)
     predicted_voxels = reference_voxels = common_voxels = 0
     for predicted_slice, reference_slice in zip(prediction, reference, strict=True):
-        predicted_mask = _mask(predicted_slice, region)
-        reference_mask = _mask(reference_slice, region)
+        predicted_mask = region_mask(predicted_slice, region)
+        reference_mask = region_mask(reference_slice, region)
         predicted_voxels += int(np.count_nonzero(predicted_mask))
         reference_voxels += int(np.count_nonzero(reference_mask))
         common_voxels += int(np.count_nonzero(predicted_mask & reference_mask))
@@ -63,7 +63,8 @@ def dice(overlap: Overlap) -> float:
     return 2 * overlap.common / total if total else 1.0
 
 
-def _mask(labels: NDArray[np.integer[Any]], region: Region) -> NDArray[np.bool_]:
+def region_mask(labels: NDArray[np.integer[Any]], region: Region) -> NDArray[np.bool_]:
+    """Return where a label map, or a part of it, has one of a region's values."""
     # One comparison per value: 6 ms for 100 slices of 512 x 512 and two values, against 450 ms with numpy.isin.
     mask = np.zeros(labels.shape, dtype=np.bool_)
     for value in region.labels:

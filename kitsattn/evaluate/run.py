@@ -1,7 +1,8 @@
 """Evaluation of a cohort: match predictions with references, score every case, average."""
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from kitsattn.datasets.dataset import read_description
 from kitsattn.datasets.kits import find_cases_folder, recognise_challenge
 from kitsattn.errors import KitsattnError
 from kitsattn.evaluate.case import CaseScores, score_case
-from kitsattn.evaluate.overlap import EMPTY_RULE
+from kitsattn.evaluate.metrics import DICE, Metric, rules_of
 from kitsattn.jobs import Progress, run_cases, silent
 from kitsattn.labels import KITS19, KITS23, ScoringProtocol, protocol_of
 
@@ -60,36 +61,43 @@ class Scores:
     Attributes:
         cases: The scores of each case; at least one.
         protocol: By which they were scored.
+        metrics: What they were scored by.
         missing: Ids of the cases that had no prediction, scored as all background.
         surplus: Ids of predictions that had no reference, not scored.
     """
 
     cases: tuple[CaseScores, ...]
     protocol: ScoringProtocol
+    metrics: tuple[Metric, ...] = (DICE,)
     missing: tuple[str, ...] = ()
     surplus: tuple[str, ...] = ()
 
     @property
     def mean(self) -> Mapping[str, Mapping[str, float]]:
-        """Region key to metric name to the mean over the cases."""
+        """Region key to metric key to the mean over the cases for which it is defined; NaN if it is for none."""
         return {
-            region.key: {"dice": fmean(case.regions[region.key]["dice"] for case in self.cases)}
+            region.key: {metric.key: self._mean(region.key, metric.key) for metric in self.metrics}
             for region in self.protocol.regions
         }
+
+    def _mean(self, region: str, metric: str) -> float:
+        defined = [value for case in self.cases if not math.isnan(value := case.regions[region][metric])]
+        return fmean(defined) if defined else math.nan
 
     @property
     def composite(self) -> float:
         """The mean over the regions of their mean Dice, by which KiTS19 ranks."""
-        return fmean(metrics["dice"] for metrics in self.mean.values())
+        return fmean(metrics[DICE.key] for metrics in self.mean.values())
 
     def to_json(self) -> dict[str, Any]:
-        """Return the scores as JSON-ready values, with the rule for empty regions."""
+        """Return the scores as JSON-ready values, None where one is not defined, with the rules for empty regions."""
+        composite = {"composite": self.composite} if DICE in self.metrics else {}
         return {
             "protocol": self.protocol.key,
-            "cases": [{"case": case.case, **case.regions} for case in self.cases],
-            "mean": self.mean,
-            "composite": self.composite,
-            "empty_rule": EMPTY_RULE,
+            "cases": [{"case": case.case, **_without_nan(case.regions)} for case in self.cases],
+            "mean": _without_nan(self.mean),
+            **composite,
+            "rules": list(rules_of(self.metrics, self.protocol.regions)),
             "missing": list(self.missing),
             "surplus": list(self.surplus),
         }
@@ -155,13 +163,19 @@ def choose_protocol(references: Path) -> ScoringProtocol:
     return KITS19 if cases_folder is None or recognise_challenge(cases_folder) == "kits19" else KITS23
 
 
-def evaluate_dice(
-    matched: MatchedCases, *, protocol: ScoringProtocol = KITS19, workers: int = 1, progress: Progress = silent
+def evaluate_cases(
+    matched: MatchedCases,
+    *,
+    metrics: Sequence[Metric] = (DICE,),
+    protocol: ScoringProtocol = KITS19,
+    workers: int = 1,
+    progress: Progress = silent,
 ) -> Scores:
-    """Score the Dice coefficient of a protocol's regions in every case.
+    """Score a protocol's regions in every case.
 
     Args:
         matched: What to score, from `match_cases`; at least one pair.
+        metrics: What to score by.
         protocol: Which labels there are, and what to score.
         workers: Number of processes; 1 scores in this one.
         progress: Called after each case.
@@ -173,13 +187,21 @@ def evaluate_dice(
         KitsattnError: If a label map cannot be read, or lies on another grid than its reference, or if a reference
             holds labels that the protocol does not know.
     """
-    work = partial(_score_pair, protocol=protocol)
+    work = partial(_score_pair, protocol=protocol, metrics=tuple(metrics))
     cases = run_cases(work, matched.pairs, workers=workers, label="evaluate", progress=progress)
-    return Scores(tuple(cases), protocol, matched.missing, matched.surplus)
+    return Scores(tuple(cases), protocol, tuple(metrics), matched.missing, matched.surplus)
 
 
-def _score_pair(pair: CasePair, protocol: ScoringProtocol) -> CaseScores:
-    return score_case(pair.case, pair.prediction, pair.reference, protocol=protocol)
+def _score_pair(pair: CasePair, protocol: ScoringProtocol, metrics: tuple[Metric, ...]) -> CaseScores:
+    return score_case(pair.case, pair.prediction, pair.reference, protocol=protocol, metrics=metrics)
+
+
+def _without_nan(regions: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float | None]]:
+    """Return values by region and metric as JSON has them, which knows no NaN."""
+    return {
+        region: {key: None if math.isnan(value) else value for key, value in values.items()}
+        for region, values in regions.items()
+    }
 
 
 def _find_label_maps(folder: Path) -> dict[str, Path]:

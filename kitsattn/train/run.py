@@ -10,7 +10,7 @@ from statistics import fmean
 from kitsattn.checkpoint.header import read_header
 from kitsattn.errors import KitsattnError
 from kitsattn.evaluate.report import write_report, write_summary
-from kitsattn.evaluate.run import CasePair, MatchedCases, Scores, evaluate_dice
+from kitsattn.evaluate.run import CasePair, MatchedCases, Scores, evaluate_cases
 from kitsattn.figures.overlay import overlay_sheet
 from kitsattn.jobs import Progress, silent
 from kitsattn.notices import RESEARCH_NOTICE
@@ -136,7 +136,7 @@ def score_held_out(job: FoldJob, checkpoint: Path, *, progress: Progress = silen
             title=f"{job.dataset.name} {case_id}, held out of fold {job.fold}",
             note=("SYNTHETIC phantom. " if job.dataset.synthetic else "") + RESEARCH_NOTICE,
         )
-    scores = evaluate_dice(MatchedCases(tuple(pairs)), protocol=job.protocol, progress=progress)
+    scores = evaluate_cases(MatchedCases(tuple(pairs)), protocol=job.protocol, progress=progress)
     provenance = provenance_rows(job.dataset, checkpoint)
     write_summary(folder / SUMMARY, scores, provenance=provenance)
     write_report(

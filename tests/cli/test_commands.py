@@ -458,6 +458,22 @@ def test_a_run_is_scored_by_the_labels_it_was_trained_on(
     assert list(found[0]["mean"]) == ["kidney_and_masses", "masses", "tumour"]
 
 
+def test_every_metric_has_a_table_and_all_has_all_of_them(command: Command, home: Path) -> None:
+    """Values in millimetres or shares, and what is not defined says so."""
+    raw = home / "raw" / "painted"
+    pair = (raw / "case_00000" / "segmentation.nii.gz", raw / "case_00001" / "segmentation.nii.gz")
+    for name, title in (("surface-dice", "Surface Dice"), ("hd95", "HD95, mm"), ("assd", "ASSD, mm")):
+        result = command("evaluate", name, pair[0], pair[0], "--workers", "1")
+        assert f"{title} (KiTS19)" in result.stdout
+        assert ("Tolerances of surface Dice: " in result.stdout) == (name == "surface-dice")
+    result = command("evaluate", "all", pair[0], pair[0], "--workers", "1", "--json")
+    perfect = {"dice": 1.0, "surface_dice": 1.0, "hd95_mm": 0.0, "assd_mm": 0.0}
+    assert json.loads(result.stdout)["mean"]["tumour"] == perfect
+    shutil.copytree(raw / "case_00002", Path("predictions") / "case_00002")
+    result = command("evaluate", "all", "predictions", raw, "--workers", "1")
+    assert result.stdout.count("not defined") > 4
+
+
 def test_a_missing_prediction_is_told_even_when_quiet(command: Command, home: Path) -> None:
     """A case that counts as empty lowers the mean, so that it must not go unseen."""
     raw = home / "raw" / "painted"

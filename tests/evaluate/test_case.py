@@ -5,6 +5,7 @@ import pytest
 
 from kitsattn.errors import KitsattnError
 from kitsattn.evaluate.case import score_case, score_labels
+from kitsattn.evaluate.metrics import METRICS, SURFACE_DICE, Metric
 from kitsattn.labels import KITS23, protocol_of
 from kitsattn.volume.geometry import Geometry, Triple
 from kitsattn.volume.nifti import write_nifti
@@ -50,6 +51,43 @@ def test_dice_of_files_worked_by_hand(tmp_path: Path, prediction: np.ndarray, re
         "kidney_and_tumour": {"dice": pytest.approx(2 * 18 / 48)},
         "tumour": {"dice": pytest.approx(2 * 3 / 12)},
     }
+
+
+def test_surfaces_of_files_worked_by_hand(tmp_path: Path) -> None:
+    """A voxel and one beside it along x, in a corner of another grid than the reference's file axes."""
+    labels = np.zeros((2, 4, 5, 6), np.uint8)
+    labels[0, 1, 2, 2] = labels[1, 1, 2, 3] = 2
+
+    scores = score_case(
+        "a",
+        write_labels(tmp_path / "prediction.nii.gz", labels[0], axes="IPL"),
+        write_labels(tmp_path / "reference.nii.gz", labels[1]),
+        metrics=METRICS,
+    )
+
+    # Half of the elements coincide, the others lie a voxel of 0.9 mm apart: within both tolerances.
+    expected = {"dice": 0, "surface_dice": 1, "hd95_mm": pytest.approx(0.9), "assd_mm": pytest.approx(0.45)}
+    assert scores.regions == {"kidney_and_tumour": expected, "tumour": expected}
+
+
+def test_the_tolerance_is_the_regions() -> None:
+    """KiTS23's differ: surfaces 1.14 mm apart are near for the tumour and far for all else."""
+    labels = np.zeros((2, 1, 1, 4), np.uint8)
+    labels[0, 0, 0, 1] = labels[1, 0, 0, 2] = 2
+
+    scores = score_labels("a", labels[0], labels[1], (5.0, 0.7, 1.14), protocol=KITS23, metrics=[SURFACE_DICE])
+
+    found = {key: values["surface_dice"] for key, values in scores.regions.items()}
+    assert found == {"kidney_and_masses": 0.5, "masses": 0.5, "tumour": 1}
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_one_metric_is_what_it_is_among_all(metric: Metric, prediction: np.ndarray, reference: np.ndarray) -> None:
+    """What else is asked for changes nothing."""
+    every = score_labels("a", prediction, reference, SPACING_MM, metrics=METRICS)
+    alone = score_labels("a", prediction, reference, SPACING_MM, metrics=[metric])
+    for key, values in alone.regions.items():
+        assert values == {metric.key: every.regions[key][metric.key]}
 
 
 def test_missing_prediction_counts_as_background(tmp_path: Path, reference: np.ndarray) -> None:
@@ -132,7 +170,7 @@ def test_labels_that_are_not_a_challenges_are_scored_one_by_one() -> None:
     reference = np.array([[[1, 1, 2, 0]]])
     protocol = protocol_of({"background": 0, "liver": 1, "spleen": 2})
 
-    scores = score_labels("a", np.array([[[1, 2, 2, 0]]]), reference, protocol=protocol)
+    scores = score_labels("a", np.array([[[1, 2, 2, 0]]]), reference, (1.0, 1.0, 1.0), protocol=protocol)
 
     assert scores.regions == {"liver": {"dice": pytest.approx(2 / 3)}, "spleen": {"dice": pytest.approx(2 / 3)}}
 
@@ -168,6 +206,6 @@ def test_real_label_map_scores_1_against_itself_in_another_orientation(tmp_path:
 
 def test_arrays_are_scored_without_files(prediction: np.ndarray, reference: np.ndarray) -> None:
     """Label maps in memory score like the same ones in files."""
-    scores = score_labels("a", prediction, reference)
+    scores = score_labels("a", prediction, reference, (1.0, 1.0, 1.0))
 
     assert scores.regions["kidney_and_tumour"]["dice"] == pytest.approx(0.75)

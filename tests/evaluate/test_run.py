@@ -5,8 +5,9 @@ import pytest
 
 from kitsattn.errors import KitsattnError
 from kitsattn.evaluate.case import CaseScores
+from kitsattn.evaluate.metrics import ASSD, DISTANCE_RULE, HD95, SURFACE_DICE
 from kitsattn.evaluate.overlap import EMPTY_RULE
-from kitsattn.evaluate.run import CasePair, MatchedCases, Scores, choose_protocol, evaluate_dice, match_cases
+from kitsattn.evaluate.run import CasePair, MatchedCases, Scores, choose_protocol, evaluate_cases, match_cases
 from kitsattn.files import write_json
 from kitsattn.labels import KITS19, KITS23, KITS23_LABELS, ScoringProtocol
 from kitsattn.volume.geometry import Geometry
@@ -130,7 +131,7 @@ def test_cohort_worked_by_hand(tmp_path: Path, workers: int) -> None:
     write_row(predictions / "z.nii.gz", 1, 0, 0, 0)
     reports: list[tuple[str, int, int]] = []
 
-    scores = evaluate_dice(
+    scores = evaluate_cases(
         match_cases(predictions, references),
         workers=workers,
         progress=lambda label, done, total: reports.append((label, done, total)),
@@ -144,7 +145,7 @@ def test_cohort_worked_by_hand(tmp_path: Path, workers: int) -> None:
         ],
         "mean": {"kidney_and_tumour": {"dice": 0.5}, "tumour": {"dice": pytest.approx(5 / 6)}},
         "composite": pytest.approx(2 / 3),
-        "empty_rule": EMPTY_RULE,
+        "rules": [EMPTY_RULE],
         "missing": ["b"],
         "surplus": ["z"],
     }
@@ -161,7 +162,7 @@ def test_cohort_with_cysts_worked_by_hand(tmp_path: Path, workers: int) -> None:
     write_row(references / "b.nii.gz", 1, 1, 0, 0)
     write_row(references / "c.nii.gz", 1, 3)
 
-    scores = evaluate_dice(match_cases(predictions, references), protocol=KITS23, workers=workers)
+    scores = evaluate_cases(match_cases(predictions, references), protocol=KITS23, workers=workers)
 
     # a: 5 of 5 and 5 labelled; 3 of 3 and 4 masses; 1 of 1 and 2 tumours. b: 2 of 3 and 2; a mass of none; no tumour.
     # c: nothing of 2 labelled and of 1 mass; no tumour.
@@ -188,10 +189,38 @@ def test_cohort_with_cysts_worked_by_hand(tmp_path: Path, workers: int) -> None:
             "tumour": {"dice": pytest.approx(8 / 9)},
         },
         "composite": pytest.approx((3 / 5 + 2 / 7 + 8 / 9) / 3),
-        "empty_rule": EMPTY_RULE,
+        "rules": [EMPTY_RULE],
         "missing": ["c"],
         "surplus": [],
     }
+
+
+def test_a_distance_that_is_not_defined_is_left_out_of_the_mean(tmp_path: Path) -> None:
+    """One region is in one label map only, in JSON null; the tumour is in none, where distances are 0."""
+    predictions, references = tmp_path / "predictions", tmp_path / "references"
+    write_row(predictions / "a.nii.gz", 1, 1, 0, 0)
+    write_row(references / "a.nii.gz", 1, 1, 1, 0)
+    write_row(references / "b.nii.gz", 1, 1, 0, 0)
+
+    scores = evaluate_cases(match_cases(predictions, references), metrics=[SURFACE_DICE, HD95]).to_json()
+
+    assert [case["kidney_and_tumour"]["hd95_mm"] for case in scores["cases"]] == [pytest.approx(0.9), None]
+    assert scores["mean"]["kidney_and_tumour"] == {"surface_dice": 0.5, "hd95_mm": pytest.approx(0.9)}
+    assert scores["mean"]["tumour"] == {"surface_dice": 1.0, "hd95_mm": 0.0}
+    assert "composite" not in scores
+    tolerances = "Tolerances of surface Dice: kidney_and_tumour 1.033 mm, tumour 1.15 mm."
+    assert scores["rules"] == [EMPTY_RULE, DISTANCE_RULE, tolerances]
+
+
+def test_a_distance_that_is_defined_for_no_case_has_no_mean(tmp_path: Path) -> None:
+    """JSON knows no NaN."""
+    reference = write_row(tmp_path / "reference.nii.gz", 1, 0)
+    empty = write_row(tmp_path / "empty.nii.gz", 0, 0)
+
+    scores = evaluate_cases(match_cases(empty, reference), metrics=[ASSD]).to_json()
+
+    assert scores["mean"] == {"kidney_and_tumour": {"assd_mm": None}, "tumour": {"assd_mm": 0.0}}
+    assert scores["rules"] == [DISTANCE_RULE]
 
 
 @pytest.mark.parametrize("place", ["raw", "raw/labels", "raw/labels/case_00001.nii.gz"])
