@@ -189,9 +189,11 @@ def _table(scores: "Scores", metric: "Metric") -> "Table":
 
     from kitsattn.evaluate.metrics import DICE
 
+    def one(value: float) -> str:
+        return "not defined" if isnan(value) else f"{value:.{metric.digits}f}"
+
     def cells(regions: Mapping[str, Mapping[str, float]]) -> list[str]:
-        values = [region[metric.key] for region in regions.values()]
-        return ["not defined" if isnan(value) else f"{value:.{metric.digits}f}" for value in values]
+        return [one(region[metric.key]) for region in regions.values()]
 
     composite = f"; composite {scores.composite:.4f}" if metric is DICE else ""
     table = Table("case", *scores.mean, title=f"{metric.title} ({scores.protocol.title}){composite}")
@@ -199,4 +201,9 @@ def _table(scores: "Scores", metric: "Metric") -> "Table":
         table.add_row(case.case, *cells(case.regions))
     table.add_section()
     table.add_row("mean", *cells(scores.mean))
+    if len(scores.cases) > 1:
+        spreads = [spreads[metric.key] for spreads in scores.spread.values()]
+        table.add_row("95 % interval", *(f"{one(s.low)} to {one(s.high)}" for s in spreads))
+        table.add_row("median", *(one(spread.median) for spread in spreads))
+        table.add_row("standard deviation", *(one(spread.deviation) for spread in spreads))
     return table

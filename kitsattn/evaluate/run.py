@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -14,6 +14,7 @@ from kitsattn.datasets.kits import find_cases_folder, recognise_challenge
 from kitsattn.errors import KitsattnError
 from kitsattn.evaluate.case import CaseScores, score_case
 from kitsattn.evaluate.metrics import DICE, Metric, rules_of
+from kitsattn.evaluate.spread import Spread, measure_spread
 from kitsattn.jobs import Progress, run_cases, silent
 from kitsattn.labels import KITS19, KITS23, ScoringProtocol, protocol_of
 
@@ -76,13 +77,20 @@ class Scores:
     def mean(self) -> Mapping[str, Mapping[str, float]]:
         """Region key to metric key to the mean over the cases for which it is defined; NaN if it is for none."""
         return {
-            region.key: {metric.key: self._mean(region.key, metric.key) for metric in self.metrics}
-            for region in self.protocol.regions
+            region: {metric: spread.mean for metric, spread in spreads.items()}
+            for region, spreads in self.spread.items()
         }
 
-    def _mean(self, region: str, metric: str) -> float:
-        defined = [value for case in self.cases if not math.isnan(value := case.regions[region][metric])]
-        return fmean(defined) if defined else math.nan
+    @cached_property
+    def spread(self) -> Mapping[str, Mapping[str, Spread]]:
+        """Region key to metric key to its spread over the cases."""
+        return {
+            region.key: {
+                metric.key: measure_spread(case.regions[region.key][metric.key] for case in self.cases)
+                for metric in self.metrics
+            }
+            for region in self.protocol.regions
+        }
 
     @property
     def composite(self) -> float:
@@ -96,6 +104,10 @@ class Scores:
             "protocol": self.protocol.key,
             "cases": [{"case": case.case, **_without_nan(case.regions)} for case in self.cases],
             "mean": _without_nan(self.mean),
+            "spread": {
+                region: {metric: _spread_to_json(spread) for metric, spread in spreads.items()}
+                for region, spreads in self.spread.items()
+            },
             **composite,
             "rules": list(rules_of(self.metrics, self.protocol.regions)),
             "missing": list(self.missing),
@@ -194,6 +206,12 @@ def evaluate_cases(
 
 def _score_pair(pair: CasePair, protocol: ScoringProtocol, metrics: tuple[Metric, ...]) -> CaseScores:
     return score_case(pair.case, pair.prediction, pair.reference, protocol=protocol, metrics=metrics)
+
+
+def _spread_to_json(spread: Spread) -> dict[str, Any]:
+    interval = None if math.isnan(spread.low) else [spread.low, spread.high]
+    sd, median = (None if math.isnan(value) else value for value in (spread.deviation, spread.median))
+    return {"cases": spread.cases, "median": median, "sd": sd, "mean_ci95": interval}
 
 
 def _without_nan(regions: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float | None]]:

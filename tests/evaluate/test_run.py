@@ -137,7 +137,14 @@ def test_cohort_worked_by_hand(tmp_path: Path, workers: int) -> None:
         progress=lambda label, done, total: reports.append((label, done, total)),
     )
 
-    assert scores.to_json() == {
+    found = scores.to_json()
+    assert found.pop("spread")["tumour"]["dice"] == {
+        "cases": 2,
+        "median": pytest.approx(5 / 6),
+        "sd": pytest.approx(np.sqrt(1 / 18)),
+        "mean_ci95": [pytest.approx(2 / 3), 1.0],
+    }
+    assert found == {
         "protocol": "kits19",
         "cases": [
             {"case": "a", "kidney_and_tumour": {"dice": 1.0}, "tumour": {"dice": pytest.approx(2 / 3)}},
@@ -166,7 +173,9 @@ def test_cohort_with_cysts_worked_by_hand(tmp_path: Path, workers: int) -> None:
 
     # a: 5 of 5 and 5 labelled; 3 of 3 and 4 masses; 1 of 1 and 2 tumours. b: 2 of 3 and 2; a mass of none; no tumour.
     # c: nothing of 2 labelled and of 1 mass; no tumour.
-    assert scores.to_json() == {
+    found = scores.to_json()
+    assert list(found.pop("spread")) == ["kidney_and_masses", "masses", "tumour"]
+    assert found == {
         "protocol": "kits23",
         "cases": [
             {
@@ -220,6 +229,12 @@ def test_a_distance_that_is_defined_for_no_case_has_no_mean(tmp_path: Path) -> N
     scores = evaluate_cases(match_cases(empty, reference), metrics=[ASSD]).to_json()
 
     assert scores["mean"] == {"kidney_and_tumour": {"assd_mm": None}, "tumour": {"assd_mm": 0.0}}
+    assert scores["spread"]["kidney_and_tumour"]["assd_mm"] == {
+        "cases": 0,
+        "median": None,
+        "sd": None,
+        "mean_ci95": None,
+    }
     assert scores["rules"] == [DISTANCE_RULE]
 
 

@@ -1,0 +1,186 @@
+"""Scores of one case against KiTS23's way of computing them, nnU-Net and MedPy, in the same run; Linux only.
+
+    python tests/benchmarks/evaluation.py [LABELS] [--peer-python VENV/bin/python] [--json FILE]
+
+The reference is LABELS, a label map of KiTS19 (without it case_00003 of the folder kits19-labels in
+$KITSATTN_TEST_DATA), the prediction is the same moved by a slice and two voxels and eroded by one. Scored are KiTS23's
+three regions.
+
+- KiTS23: SimpleITK's reader, masks of the whole volume, and surface-distance 0.1, as the challenge's evaluation has it.
+- nnU-Net: `nnUNetv2_evaluate_simple`, with --peer-python; its environment is that of preprocessing.py.
+- MedPy: `hd95` of the first region, where the package is installed.
+
+Each measurement is a process of its own; medians of --repeats.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import resource
+import statistics
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from measure import Cost, cost_of_call, cost_of_command, machine
+from preprocessing import apart, make_parser, run
+
+_COPIES = 100
+
+
+def make_pair(labels: Path, folder: Path, copies: int) -> None:
+    """Write reference and prediction, and folders of links to them."""
+    import numpy as np
+    from scipy import ndimage
+
+    from kitsattn.volume.nifti import read_labels, write_labels
+
+    reference = read_labels(labels)
+    moved = np.roll(reference.array, (1, 2, 2), (0, 1, 2))
+    predicted = moved * ndimage.binary_erosion(moved > 0)
+    for name, volume in (("reference", reference), ("prediction", reference.with_array(predicted))):
+        write_labels(folder / f"{name}.nii.gz", volume)
+        for count in (1, copies):
+            links = folder / f"{name}-{count}"
+            links.mkdir()
+            for number in range(count):
+                (links / f"case_{number:05}.nii.gz").symlink_to(folder / f"{name}.nii.gz")
+
+
+def score_here(folder: Path, keys: tuple[str, ...]) -> tuple[Any, Cost, float]:
+    """Return kitsattn's scores by region, what they cost, and the peak of the process in MB."""
+    from kitsattn.evaluate.case import score_case
+    from kitsattn.evaluate.metrics import METRICS
+    from kitsattn.labels import KITS23
+
+    metrics = [metric for metric in METRICS if metric.key in keys]
+    pair = (folder / "prediction.nii.gz", folder / "reference.nii.gz")
+    scores, cost = cost_of_call(lambda: score_case("case", *pair, protocol=KITS23, metrics=metrics))
+    return {key: dict(values) for key, values in scores.regions.items()}, cost, _peak_mb()
+
+
+def score_as_kits23(folder: Path, keys: tuple[str, ...]) -> tuple[Any, Cost, float]:
+    """Return the same scores with surface-distance, as the challenge's evaluation computes them."""
+    import numpy as np
+    import SimpleITK
+    from surface_distance import metrics
+
+    from kitsattn.labels import KITS23
+
+    def score() -> dict[str, dict[str, float]]:
+        images = [SimpleITK.ReadImage(folder / f"{name}.nii.gz") for name in ("prediction", "reference")]
+        predicted, true = (SimpleITK.GetArrayFromImage(image) for image in images)
+        spacing_mm = images[0].GetSpacing()[::-1]
+        scores = {}
+        for region in KITS23.regions:
+            masks = np.isin(true, region.labels), np.isin(predicted, region.labels)
+            values = {"dice": metrics.compute_dice_coefficient(*masks)}
+            distances = metrics.compute_surface_distances(*masks, spacing_mm)
+            tolerance = region.tolerance_mm
+            values["surface_dice"] = metrics.compute_surface_dice_at_tolerance(distances, tolerance)
+            if "hd95_mm" in keys:
+                values["hd95_mm"] = metrics.compute_robust_hausdorff(distances, 95)
+                values["assd_mm"] = float(np.mean(metrics.compute_average_surface_distance(distances)))
+            scores[region.key] = values
+        return scores
+
+    return *cost_of_call(score), _peak_mb()
+
+
+def score_with_medpy(folder: Path) -> tuple[Any, Cost, float]:
+    """Return MedPy's HD95 of the first region, whose definition is another."""
+    import numpy as np
+    import SimpleITK
+    from medpy.metric.binary import hd95  # type: ignore[import-not-found]
+
+    def score() -> float:
+        images = [SimpleITK.ReadImage(folder / f"{name}.nii.gz") for name in ("prediction", "reference")]
+        masks = [SimpleITK.GetArrayFromImage(image) > 0 for image in images]
+        return float(np.float64(hd95(*masks, voxelspacing=images[0].GetSpacing()[::-1])))
+
+    return *cost_of_call(score), _peak_mb()
+
+
+def _peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
+def compare(repeats: int, own: Callable[[], Any], peer: Callable[[], Any]) -> dict[str, Any]:
+    """Run both in turns; return medians, the median of the ratios, and the scores of both."""
+    pairs = [(own(), peer()) for _ in range(repeats)]
+    walls = [[found[1].wall_s for found in side] for side in zip(*pairs, strict=True)]
+    ratios = [theirs / ours for ours, theirs in zip(*walls, strict=True)]
+    return {
+        "kitsattn_s": statistics.median(walls[0]),
+        "peer_s": statistics.median(walls[1]),
+        "ratio": statistics.median(ratios),
+        "kitsattn_mb": max(mine[2] for mine, _ in pairs),
+        "peer_mb": max(theirs[2] for _, theirs in pairs),
+        "others": max(found[1].others for pair in pairs for found in pair),
+        "scores": [found[0] for found in pairs[0]],
+    }
+
+
+def evaluate(scratch: Path, copies: int, workers: int) -> tuple[None, Cost, float]:
+    """Run `kitsattn evaluate dice` on a folder."""
+    words = ["evaluate", "dice", f"{scratch}/prediction-{copies}", f"{scratch}/reference-{copies}", "--json"]
+    command = [sys.executable, "-m", "kitsattn", *words, "--workers", str(workers), "--protocol", "kits23"]
+    cost = cost_of_command(command, scratch / "kitsattn.log")
+    return None, cost, (cost.peak_mib or 0) * 2**20 / 1e6
+
+
+def evaluate_as_nnunet(python: Path, scratch: Path) -> tuple[None, Cost, float]:
+    """Run nnU-Net's command on a folder of one case."""
+    program, folders = python.with_name("nnUNetv2_evaluate_simple"), ["reference-1", "prediction-1"]
+    places = {f"nnUNet_{name}": str(scratch) for name in ("raw", "preprocessed", "results")}
+    command = [str(program), *(str(scratch / name) for name in folders), "-l", "1", "2", "-np", "1"]
+    cost = cost_of_command([*command, "-o", str(scratch / "nnunet.json")], scratch / "nnunet.log", places)
+    return None, cost, (cost.peak_mib or 0) * 2**20 / 1e6
+
+
+def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+    """Measure all sides, print and return it."""
+    copies = 4 if arguments.quick else _COPIES
+    apart(make_pair, arguments.labels, scratch, copies)
+    some, every = ("dice", "surface_dice"), ("dice", "surface_dice", "hd95_mm", "assd_mm")
+    rows: dict[str, Any] = {}
+    for name, keys in (("Dice, surface Dice", some), ("and HD95, ASSD", every)):
+        rows[f"{name}: KiTS23"] = compare(
+            arguments.repeats,
+            partial(apart, score_here, scratch, keys),
+            partial(apart, score_as_kits23, scratch, keys),
+        )
+    if importlib.util.find_spec("medpy"):
+        rows["HD95 alone: MedPy, one region"] = compare(
+            1, lambda: apart(score_here, scratch, ("hd95_mm",)), lambda: apart(score_with_medpy, scratch)
+        )
+    if arguments.peer_python:
+        rows["Dice, whole command: nnU-Net"] = compare(
+            arguments.repeats,
+            lambda: evaluate(scratch, 1, 1),
+            lambda: evaluate_as_nnunet(arguments.peer_python, scratch),
+        )
+    cores = len(os.sched_getaffinity(0))
+    one, all_cores = (evaluate(scratch, copies, workers)[1] for workers in (1, cores))
+    print(f"{'':<34}{'kitsattn s':>11}{'peer s':>9}{'ratio':>7}{'MB':>7}{'peer MB':>9}{'others':>8}")
+    for name, row in rows.items():
+        print(f"{name:<34}{row['kitsattn_s']:>11.2f}{row['peer_s']:>9.2f}{row['ratio']:>7.1f}", end="")
+        print(f"{row['kitsattn_mb']:>7.0f}{row['peer_mb']:>9.0f}{row['others']:>8.1f}")
+    share = one.wall_s / all_cores.wall_s / cores
+    print(f"{copies} cases, Dice: 1 worker {one.wall_s:.1f} s, {cores} workers {all_cores.wall_s:.1f} s, {share:.0%}")
+    for name, row in rows.items():
+        print(f"{name}: {json.dumps(row['scores'])}")
+    print(machine())
+    return {"machine": machine(), "rows": rows, "workers": {"1": one.wall_s, str(cores): all_cores.wall_s}}
+
+
+def main() -> None:
+    """Measure."""
+    run(make_parser("kitsattn's evaluation against KiTS23's, nnU-Net's and MedPy's."), measure)
+
+
+if __name__ == "__main__":
+    main()
