@@ -17,7 +17,7 @@ LABELS_NAME = "segmentation.nii.gz"
 
 CHALLENGES = ("kits19", "kits21", "kits23")
 
-_AGGREGATED_NAME = "aggregated_MAJ_seg.nii.gz"
+AGGREGATED_NAME = "aggregated_MAJ_seg.nii.gz"
 """KiTS21 has three label maps of every case: the union (OR) and intersection (AND) of its three annotations, and their
 majority (MAJ). The majority is what the organisers' evaluation takes by default, and nnU-Net's conversion too.
 """
@@ -62,7 +62,7 @@ def recognise_challenge(cases_folder: Path) -> str:
     is refused later.
     """
     cases = _case_folders(cases_folder)
-    if any((path / _AGGREGATED_NAME).is_file() for _, path in cases):
+    if any((path / AGGREGATED_NAME).is_file() for _, path in cases):
         return "kits21"
     if _holds_marks_of_kits23(cases_folder) or any(number >= _FIRST_OF_KITS23 for number, _ in cases):
         return "kits23"
@@ -88,7 +88,7 @@ def read_kits(folder: Path, challenge: str) -> Dataset:
     if cases_folder is None:
         msg = f"{folder} holds no case: expected folders such as case_00000/{IMAGE_NAME}"
         raise KitsattnError(msg)
-    labels_name = _AGGREGATED_NAME if challenge == "kits21" else LABELS_NAME
+    labels_name = AGGREGATED_NAME if challenge == "kits21" else LABELS_NAME
     cases = _find_cases(cases_folder, labels_name)
     description = read_description(folder, cases_folder)
     name = _default_name(cases_folder)

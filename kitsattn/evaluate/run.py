@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from kitsattn.datasets.dataset import read_description
-from kitsattn.datasets.kits import find_cases_folder, recognise_challenge
+from kitsattn.datasets.kits import AGGREGATED_NAME, find_cases_folder, recognise_challenge
 from kitsattn.errors import KitsattnError
 from kitsattn.evaluate.case import CaseScores, score_case
 from kitsattn.evaluate.metrics import DICE, Metric, rules_of
@@ -120,7 +120,8 @@ def match_cases(predictions: Path, references: Path) -> MatchedCases:
 
     Two files are one case. In two folders, label maps belong together that have the same case id: the file's name
     without its suffix, `case_00000` for `prediction_00000.nii.gz` (the name KiTS19 asks for in submissions), and the
-    folder's name for `case_00000/segmentation.nii.gz` (the layout of the KiTS data).
+    folder's name for `case_00000/segmentation.nii.gz`, the layout of the KiTS data, or KiTS21's
+    `case_00000/aggregated_MAJ_seg.nii.gz`.
 
     Args:
         predictions: A label map, or a folder of them.
@@ -227,7 +228,9 @@ def _find_label_maps(folder: Path) -> dict[str, Path]:
     for entry in sorted(folder.iterdir()):
         if entry.name.startswith("."):
             continue
-        candidates = sorted(entry.glob("segmentation.*")) if entry.is_dir() else [entry]
+        candidates = [entry]
+        if entry.is_dir():
+            candidates = sorted(entry.glob("segmentation.*")) or sorted(entry.glob(AGGREGATED_NAME))
         for path in candidates:
             if not _SUFFIX.search(path.name):
                 continue
@@ -244,7 +247,7 @@ def _find_label_maps(folder: Path) -> dict[str, Path]:
 
 def _case_id(path: Path) -> str:
     name = _SUFFIX.sub("", path.name)
-    if name == "segmentation":
+    if name == "segmentation" or path.name == AGGREGATED_NAME:
         return path.absolute().parent.name
     return re.sub(r"^prediction_(?=\d+$)", "case_", name)
 

@@ -46,6 +46,7 @@ def test_two_files_are_one_case(tmp_path: Path) -> None:
         "case_00007.nrrd",
         "case_00007.mha",
         "case_00007/segmentation.nii.gz",
+        "case_00007/aggregated_MAJ_seg.nii.gz",
     ],
 )
 def test_folders_are_matched_by_case_id(tmp_path: Path, name: str) -> None:
