@@ -49,6 +49,14 @@ ReferencesArgument = Annotated[
     Path | None,
     typer.Argument(metavar="REF", help="Label map, or folder; cases are matched by id.", show_default=False),
 ]
+CsvOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Write all scores as CSV, as KiTS23's evaluation.csv has them, in place of an older file.",
+        show_default=False,
+    ),
+]
 ProtocolOption = Annotated[Protocol, typer.Option(help="Which labels there are, and what is scored.")]
 
 _PROTOCOLS = """\
@@ -103,10 +111,11 @@ def _add_command(name: str, keys: tuple[str, ...], text: str) -> None:
         protocol: ProtocolOption = Protocol.auto,
         workers: WorkersOption = None,
         workspace: WorkspaceOption = None,
+        csv: CsvOption = None,
         json: JsonOption = False,
     ) -> None:
         matched, chosen = _choose_cases(predictions, references, protocol, workspace, name)
-        _score(matched, chosen, keys, workers=workers or available_cores(), json=json)
+        _score(matched, chosen, keys, workers=workers or available_cores(), csv=csv, json=json)
 
     app.command(name, help=f"{text}\n\n{_PROTOCOLS.format(command=name)}")(score)
 
@@ -133,9 +142,15 @@ def _choose_cases(
 
 
 def _score(
-    matched: "MatchedCases", protocol: "ScoringProtocol", keys: tuple[str, ...], *, workers: int, json: bool
+    matched: "MatchedCases",
+    protocol: "ScoringProtocol",
+    keys: tuple[str, ...],
+    *,
+    workers: int,
+    csv: Path | None,
+    json: bool,
 ) -> None:
-    """Score and print."""
+    """Score, write and print."""
     from kitsattn.evaluate.metrics import METRICS, rules_of
     from kitsattn.evaluate.run import evaluate_cases
 
@@ -146,6 +161,10 @@ def _score(
         warn(f"no prediction, counted as empty: {', '.join(scores.missing)}")
     if scores.surplus:
         warn(f"no reference, left out: {', '.join(scores.surplus)}")
+    if csv is not None:
+        from kitsattn.evaluate.report import write_csv
+
+        write_csv(csv, scores)
     if json:
         print_json(scores.to_json())
         return

@@ -1,15 +1,22 @@
-"""What a cohort's scores leave behind: summary.json, and a one-page HTML report with pictures."""
+"""What a cohort's scores leave behind: summary.json, a table as CSV, and a one-page HTML report with pictures."""
 
+import csv
 from collections.abc import Mapping, Sequence
+from io import StringIO
+from math import isnan
 from pathlib import Path
 
 from kitsattn.evaluate.case import CaseScores
 from kitsattn.evaluate.overlap import EMPTY_RULE
 from kitsattn.evaluate.run import Scores
 from kitsattn.figures.page import Gallery, Page, Picture, Table, write_page
-from kitsattn.files import write_json
-from kitsattn.labels import BACKGROUND, Region, ScoringProtocol
+from kitsattn.files import write_json, write_text
+from kitsattn.labels import BACKGROUND, KITS23, Region, ScoringProtocol
 from kitsattn.notices import RESEARCH_NOTICE, SYNTHETIC_SCORES_NOTICE
+
+_CSV_REGIONS = {"kidney_and_masses": "kidney", "masses": "masses", "tumour": "tumor"}
+_CSV_METRICS = {"dice": "Dice", "surface_dice": "SD", "hd95_mm": "HD95_mm", "assd_mm": "ASSD_mm"}
+"""What KiTS21 and KiTS23 call them, and what else there is in their manner."""
 
 
 def write_summary(path: Path, scores: Scores, *, provenance: Mapping[str, str]) -> None:
@@ -24,6 +31,32 @@ def write_summary(path: Path, scores: Scores, *, provenance: Mapping[str, str]) 
         KitsattnError: If the file cannot be written.
     """
     write_json(path, {**scores.to_json(), "provenance": dict(provenance)})
+
+
+def write_csv(path: Path, scores: Scores) -> None:
+    """Write the scores as a table, atomically, replacing an existing file.
+
+    The columns are in the order of KiTS21's and KiTS23's `evaluation.csv`, and for their protocol have its names: the
+    case, every region's Dice, every region's surface Dice, and so on. The last row, `average`, is the mean over the
+    cases; what is not defined is empty.
+
+    Args:
+        path: The file, by custom `evaluation.csv`.
+        scores: The scores.
+
+    Raises:
+        KitsattnError: If the file cannot be written.
+    """
+    official = scores.protocol == KITS23
+    names = {region.key: _CSV_REGIONS[region.key] if official else region.key for region in scores.protocol.regions}
+    columns = [(metric, region) for metric in scores.metrics for region in names]
+    rows = [["caseID", *(f"{_CSV_METRICS[metric.key]}_{names[region]}" for metric, region in columns)]]
+    for name, regions in [*((case.case, case.regions) for case in scores.cases), ("average", scores.mean)]:
+        values = [regions[region][metric.key] for metric, region in columns]
+        rows.append([name, *("" if isnan(value) else f"{value:.8f}" for value in values)])
+    text = StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def write_report(

@@ -470,8 +470,10 @@ def test_every_metric_has_a_table_and_all_has_all_of_them(command: Command, home
     perfect = {"dice": 1.0, "surface_dice": 1.0, "hd95_mm": 0.0, "assd_mm": 0.0}
     assert json.loads(result.stdout)["mean"]["tumour"] == perfect
     shutil.copytree(raw / "case_00002", Path("predictions") / "case_00002")
-    result = command("evaluate", "all", "predictions", raw, "--workers", "1")
+    result = command("evaluate", "all", "predictions", raw, "--workers", "1", "--csv", "scores/evaluation.csv")
     assert result.stdout.count("not defined") > 4
+    rows = Path("scores/evaluation.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["caseID", *(f"case_0000{number}" for number in range(6)), "average"]
 
 
 def test_a_missing_prediction_is_told_even_when_quiet(command: Command, home: Path) -> None:

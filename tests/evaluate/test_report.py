@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from kitsattn.evaluate.case import CaseScores
+from kitsattn.evaluate.metrics import DICE, HD95, SURFACE_DICE
 from kitsattn.evaluate.overlap import EMPTY_RULE
-from kitsattn.evaluate.report import write_report, write_summary
+from kitsattn.evaluate.report import write_csv, write_report, write_summary
 from kitsattn.evaluate.run import Scores
 from kitsattn.labels import KITS19, KITS23
 from kitsattn.notices import RESEARCH_NOTICE, SYNTHETIC_SCORES_NOTICE
@@ -92,3 +93,35 @@ def test_report_of_kits23_has_a_column_for_each_of_its_regions(tmp_path: Path) -
         "with the outlines of kidney, tumour and cyst, predicted and reference.",
     ):
         assert part in page
+
+
+def test_csv_has_the_challenges_columns(tmp_path: Path) -> None:
+    """Names and order of KiTS23's evaluation.csv, eight decimal places, the average last."""
+    regions = ("kidney_and_masses", "masses", "tumour")
+    cases = tuple(
+        CaseScores(name, {key: {"dice": dice + place / 100, "surface_dice": 0.5} for place, key in enumerate(regions)})
+        for name, dice in (("case_00001", 0.9), ("case_00002", 0.7))
+    )
+
+    write_csv(tmp_path / "evaluation.csv", Scores(cases, KITS23, metrics=(DICE, SURFACE_DICE)))
+
+    assert (tmp_path / "evaluation.csv").read_text().splitlines() == [
+        "caseID,Dice_kidney,Dice_masses,Dice_tumor,SD_kidney,SD_masses,SD_tumor",
+        "case_00001,0.90000000,0.91000000,0.92000000,0.50000000,0.50000000,0.50000000",
+        "case_00002,0.70000000,0.71000000,0.72000000,0.50000000,0.50000000,0.50000000",
+        "average,0.80000000,0.81000000,0.82000000,0.50000000,0.50000000,0.50000000",
+    ]
+
+
+def test_csv_of_other_regions_and_of_what_is_not_defined(tmp_path: Path) -> None:
+    """Regions keep their keys; a distance of nothing is empty."""
+    nan = float("nan")
+    cases = (CaseScores("a,b", {"kidney_and_tumour": {"hd95_mm": 2.5}, "tumour": {"hd95_mm": nan}}),)
+
+    write_csv(tmp_path / "evaluation.csv", Scores(cases, KITS19, metrics=(HD95,)))
+
+    assert (tmp_path / "evaluation.csv").read_text().splitlines() == [
+        "caseID,HD95_mm_kidney_and_tumour,HD95_mm_tumour",
+        '"a,b",2.50000000,',
+        "average,2.50000000,",
+    ]
