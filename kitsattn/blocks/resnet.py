@@ -111,7 +111,8 @@ class ResNetEncoder(nn.Module):
         self.low_level_channels = width * _EXPANSION[kind]
         self.out_channels = channels
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+            # On the meta device there is nothing to fill, and trying loads PyTorch's compiler, which takes a second.
+            if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -167,11 +167,16 @@ def predict_block(
             for batch, slabs in _batches(member, cut, centres, slice_spacing_mm, batch_size):
                 for axes in mirrored:
                     with mixed_precision(ensemble.device, ensemble.precision):
-                        logits = member.model(slabs.flip(axes).contiguous(memory_format=torch.channels_last))
-                    probabilities = torch.softmax(logits.float().flip(axes), dim=1)[..., own_rows, own_columns]
-                    total[batch, :, rows, columns] += probabilities * inside
+                        logits = member.model(_flip(slabs, axes).contiguous(memory_format=torch.channels_last))
+                    own = _flip(logits, axes)[..., own_rows, own_columns]
+                    total[batch, :, rows, columns] += torch.softmax(own.float(), dim=1) * inside
         weight_sum[rows, columns] += inside * (len(ensemble.members) * len(mirrored))
     return total.div_(weight_sum).transpose(0, 1).cpu().numpy()
+
+
+def _flip(stack: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """Flip some axes; PyTorch would copy where there are none."""
+    return stack.flip(axes) if axes else stack
 
 
 def _batches(

@@ -195,8 +195,9 @@ class Peer:
         if size is not None:
             path = next((self.scratch / "nnunet-preprocessed").glob("*/dataset_fingerprint.json"))
             content = json.loads(path.read_text())
-            content["shapes_after_crop"] = [[shape[0], *size] for shape in content["shapes_after_crop"]]
-            content["spacings"] = [[spacing[0], SPACING_MM, SPACING_MM] for spacing in content["spacings"]]
+            # KiTS19's files have the slices along their first axis, which is nnU-Net's last.
+            content["shapes_after_crop"] = [[*size, shape[2]] for shape in content["shapes_after_crop"]]
+            content["spacings"] = [[SPACING_MM, SPACING_MM, spacing[2]] for spacing in content["spacings"]]
             path.write_text(json.dumps(content))
         plan = self.command("plan_experiment", "-overwrite_target_spacing", fine, fine, coarse)
         return {"fingerprint": fingerprint, "plan": plan}

@@ -115,6 +115,16 @@ def test_the_golden_file_is_still_read() -> None:
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_network_is_loaded_without_pytorchs_compiler() -> None:
+    """Which takes a second and 140 MB; filling weights on the meta device would load it."""
+    program = (
+        "import sys; from pathlib import Path; from kitsattn.checkpoint.file import load_checkpoint, load_model; "
+        "load_model(load_checkpoint(Path(sys.argv[1])), 'golden'); print('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(GOLDEN)], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
 def test_the_header_is_read_without_torch() -> None:
     """Describing a file must be quick, and possible where torch is not."""
     program = (
