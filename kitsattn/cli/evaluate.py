@@ -114,6 +114,9 @@ def _add_command(name: str, keys: tuple[str, ...], text: str) -> None:
         csv: CsvOption = None,
         json: JsonOption = False,
     ) -> None:
+        if csv is not None and csv.suffix.lower() != ".csv":
+            msg = f"{csv} has no suffix of its format: name it .csv"  # it might be a label map, which would be lost
+            raise KitsattnError(msg)
         matched, chosen = _choose_cases(predictions, references, protocol, workspace, name)
         _score(matched, chosen, keys, workers=workers or available_cores(), csv=csv, json=json)
 

@@ -312,6 +312,14 @@ def test_a_missing_file_is_named(refused: Refused, checkpoint: Path, scan: Path)
     refused("evaluate", "dice", gone, scan, names=gone, mend="give a label map, or a folder of label maps")
 
 
+def test_a_table_does_not_take_the_place_of_a_label_map(refused: Refused, scan: Path) -> None:
+    """Who forgets REF names it as the table."""
+    Path("labels.nii.gz").write_bytes(scan.read_bytes())
+    words = ["evaluate", "all", "labels.nii.gz", "labels.nii.gz", "--csv", "labels.nii.gz"]
+    refused(*words, names="labels.nii.gz", mend="name it .csv")
+    assert Path("labels.nii.gz").read_bytes() == scan.read_bytes()
+
+
 def test_an_empty_folder_holds_no_data(refused: Refused) -> None:
     """It is told what was looked for."""
     Path("empty").mkdir()
