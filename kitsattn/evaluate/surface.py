@@ -134,8 +134,8 @@ def hausdorff_95(distances: SurfaceDistances) -> float:
     Returns:
         0 if both surfaces are empty, NaN if one is.
     """
-    if _is_one_empty(distances):
-        return _value_of_empty(distances)
+    if (value := _if_empty(distances)) is not None:
+        return value
     return max(_percentile_95(mm, areas) for mm, areas in distances.directed)
 
 
@@ -145,18 +145,17 @@ def average_distance(distances: SurfaceDistances) -> float:
     Returns:
         0 if both surfaces are empty, NaN if one is.
     """
-    if _is_one_empty(distances):
-        return _value_of_empty(distances)
+    if (value := _if_empty(distances)) is not None:
+        return value
     return float(np.mean([np.average(mm, weights=areas) for mm, areas in distances.directed]))
 
 
-def _is_one_empty(distances: SurfaceDistances) -> bool:
-    return not (len(distances.from_prediction_mm) and len(distances.from_reference_mm))
-
-
-def _value_of_empty(distances: SurfaceDistances) -> float:
-    both = not (len(distances.from_prediction_mm) or len(distances.from_reference_mm))
-    return 0.0 if both else np.nan
+def _if_empty(distances: SurfaceDistances) -> float | None:
+    """Return the distance of surfaces of which one or both are empty; None where neither is."""
+    empty = [not len(mm) for mm, _ in distances.directed]
+    if not any(empty):
+        return None
+    return 0.0 if all(empty) else np.nan
 
 
 def _percentile_95(mm: NDArray[np.float64], areas: NDArray[np.float64]) -> float:
