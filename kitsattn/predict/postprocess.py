@@ -12,7 +12,7 @@ from scipy import ndimage
 from kitsattn.config import to_json
 from kitsattn.errors import KitsattnError
 from kitsattn.labels import BACKGROUND, check_labels
-from kitsattn.predict.components import KIDNEY_ML, Voxels, find_components, find_voxels, to_mask
+from kitsattn.volume.components import KIDNEY_ML, Voxels, find_components, find_voxels, to_mask
 from kitsattn.volume.geometry import Triple
 from kitsattn.words import plural
 

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from kitsattn.errors import KitsattnError
 from kitsattn.jobs import Progress, silent
 from kitsattn.labels import BACKGROUND
-from kitsattn.predict.components import KIDNEY_ML
 from kitsattn.predict.infer import Ensemble, Inference, predict_block, reach
 from kitsattn.preprocess.case import PreparedScan, decide_labels, prepare_scan, restore_probabilities
 from kitsattn.preprocess.intensity import normalise
+from kitsattn.volume.components import KIDNEY_ML
 from kitsattn.volume.volume import Volume
 
 BLOCK = 16

@@ -12,7 +12,7 @@ from scipy.spatial.distance import pdist
 
 from kitsattn.errors import KitsattnError
 from kitsattn.labels import BACKGROUND, check_labels
-from kitsattn.predict.components import KIDNEY_ML, Voxels, find_components, find_voxels
+from kitsattn.volume.components import KIDNEY_ML, Voxels, find_components, find_voxels
 from kitsattn.volume.geometry import Geometry, Triple
 from kitsattn.volume.volume import Volume
 

@@ -86,8 +86,13 @@ def from_image(image: Any) -> Volume:  # noqa: ANN401 - whatever a caller gives
     return Volume(grid.copy_canonical(scan_values(stored, 1.0, 0.0, name)), geometry, grid)
 
 
-def read_labels(path: Path) -> Volume:
+def read_labels(path: Path, *, contiguous: bool = True) -> Volume:
     """Read a label map from NIfTI (.nii, .nii.gz) or another format of SimpleITK (.nrrd, .mha, .mhd, …).
+
+    Args:
+        path: The file.
+        contiguous: Whether voxels lie in memory in the order of the array. Whoever wants a part of it only saves a
+            copy of the whole: 0.1 s for a KiTS19 label map of 270 x 512 x 512.
 
     Returns:
         The label map in (z, y, x), uint8.
@@ -98,7 +103,7 @@ def read_labels(path: Path) -> Volume:
     """
     _refuse_dicom(path)
     if _is_nifti(path):
-        return nifti.read_labels(path)
+        return nifti.read_labels(path, contiguous=contiguous)
     stored, grid, geometry = _read_itk(path)
     return Volume(grid.copy_canonical(label_values(stored, 1.0, 0.0, path)), geometry, grid)
 

@@ -66,11 +66,12 @@ def read_scan(path: Path) -> Volume:
     return _read(path, scan_values)
 
 
-def read_labels(path: Path) -> Volume:
+def read_labels(path: Path, *, contiguous: bool = True) -> Volume:
     """Read a label map.
 
     Args:
         path: A .nii or .nii.gz file; compression is recognised by content.
+        contiguous: Whether voxels lie in memory in the order of the array; else they may lie as in the file.
 
     Returns:
         The label map in (z, y, x), uint8.
@@ -79,7 +80,7 @@ def read_labels(path: Path) -> Volume:
         KitsattnError: If the file is missing, damaged, or not a map of three axes with whole numbers from 0 to 255
             and an orthogonal grid.
     """
-    return _read(path, label_values)
+    return _read(path, label_values, contiguous=contiguous)
 
 
 def read_grid(path: Path) -> tuple[Geometry, FileGrid, int]:
@@ -219,7 +220,9 @@ def write_probabilities(
     _save(path, image, note, overwrite=True)
 
 
-def _read(path: Path, convert: Callable[[NDArray[Any], float, float, Path], NDArray[Any]]) -> Volume:
+def _read(
+    path: Path, convert: Callable[[NDArray[Any], float, float, Path], NDArray[Any]], *, contiguous: bool = True
+) -> Volume:
     """Read a file; `convert` turns stored values, slope and intercept into the volume's values."""
     with _file_errors(path), _open(path) as stream:
         header = _read_header(stream, path)
@@ -228,7 +231,8 @@ def _read(path: Path, convert: Callable[[NDArray[Any], float, float, Path], NDAr
         stored = _read_values(stream, header)
         slope, intercept = header.get_slope_inter()
     values = convert(stored, 1.0 if slope is None else slope, 0.0 if intercept is None else intercept, path)
-    return Volume(grid.copy_canonical(values), geometry, grid, notes)
+    array = grid.copy_canonical(values) if contiguous else grid.to_canonical(values)
+    return Volume(array, geometry, grid, notes)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from kitsattn.predict.components import find_components, find_voxels
+from kitsattn.volume.components import find_components, find_voxels
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.03, 0.1, 0.3, 0.8]))
