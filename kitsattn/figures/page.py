@@ -1,6 +1,7 @@
 """Self-contained one-page HTML: warnings, tables and pictures in one file that needs nothing from elsewhere."""
 
 import base64
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
@@ -33,20 +34,34 @@ class Table:
     Attributes:
         caption: What it holds.
         columns: The heading of every column.
-        rows: The cells, as many a row as there are columns. A float is a share in [0, 1], shown with a bar.
-        summary: The last row, set off from the others; empty if there is none.
+        rows: The cells, as many a row as there are columns. A float is a share in [0, 1], shown with a bar; other
+            numbers are text, such as "12.31".
+        summaries: The last rows, set off from the others.
         notes: Sentences below the table, or in its place where there are no rows.
         numbers: The columns that are aligned to the right.
         anchor: What links to it name; empty if there are none.
+        sortable: Whether a click on a column's heading sorts the rows by it, and a second one reverses them: numbers
+            by value, text in natural order, and what is no number among numbers last. The last rows stay.
+
+    Raises:
+        ValueError: If a float is no share; what is not defined is text.
     """
 
     caption: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str | float | Link, ...], ...]
-    summary: tuple[str | float, ...] = ()
+    summaries: tuple[tuple[str | float, ...], ...] = ()
     notes: tuple[str, ...] = ()
     numbers: frozenset[str] = frozenset()
     anchor: str = ""
+    sortable: bool = False
+
+    def __post_init__(self) -> None:
+        for value in itertools.chain(*self.rows, *self.summaries):
+            # Rounded as it is shown: a mean of ones may lie a little above 1.
+            if isinstance(value, float) and not 0.0 <= round(value, 3) <= 1.0:
+                msg = f"{self.caption!r}: {value} is no share in [0, 1]; write other numbers, and NaN, as text"
+                raise ValueError(msg)
 
 
 @dataclass(frozen=True)
@@ -135,7 +150,8 @@ class Page:
 def write_page(path: Path, page: Page) -> None:
     """Write `page` as HTML with inline styles and pictures; atomically, replacing an existing one.
 
-    There is a script only where there are `Leaves`: it turns them at the arrow keys, and nothing else needs it.
+    There are scripts only where they are needed: one turns `Leaves` at the arrow keys, one makes buttons of the
+    headings of sortable tables. Without JavaScript the page reads the same, and has no such buttons.
 
     Raises:
         KitsattnError: If the file cannot be written.

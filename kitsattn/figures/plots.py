@@ -1,63 +1,36 @@
-"""Plots of what a data set holds, as SVG that is drawn in the text colour of the page's theme."""
+"""Plots of what a data set holds, as SVG."""
 
-import io
 import math
-import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib import rc_context
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from kitsattn.figures.theme import (
+    DOT,
+    INK,
+    MARK,
+    SIZE_IN,
+    STYLE,
+    draw_dots,
+    draw_legend,
+    find_apart,
+    make_figure,
+    shorten,
+    to_svg,
+    write_names,
+)
 from kitsattn.volume.geometry import Shape, Triple
 
 Histogram = tuple[int, Sequence[int]]
 """HU of the first count, and the number of voxels at that and every following whole HU."""
 
-# Of Okabe and Ito (https://jfly.uni-koeln.de/color/), as on the sheets; both are seen on white and on black.
-_DOT, _MARK = "#2b8cc4", "#e0601a"
-# Stands for the page's text colour until the SVG is written.
-_INK = "#010203"
-_THEME = (
-    "<style>svg { color: #1b1f24 } @media (prefers-color-scheme: dark) { svg { color: #e9ecef } }"
-    " @media print { svg { color: #000000 } }</style>"
-)
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "path",  # looks the same on every machine
-    "svg.hashsalt": "kitsattn",  # equal data give an equal file
-    "font.size": 9.0,
-    "text.color": _INK,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "axes.facecolor": "none",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.8,
-    "axes.axisbelow": True,
-    "grid.color": _INK,
-    "grid.alpha": 0.12,
-    "grid.linewidth": 0.8,
-    "legend.frameon": False,
-    "legend.fontsize": 8.0,
-}
-_SIZE_IN = (5.6, 3.9)
-
-_FEW = 6
-"""Where there are no more cases than this all are named, otherwise those that stand apart, and no more of them."""
-_FENCE = 1.5
-"""Cases stand apart that lie further beyond the quartiles than this many interquartile ranges (Tukey)."""
-_NAME_PT = 7.0
-_LONGEST_NAME = 18
 _MOST_SHAPES = 6
 _BARS = 20
 _BINS = 120
@@ -75,24 +48,25 @@ def plot_spacing(spacings_mm: Mapping[str, Triple], target_mm: tuple[float, floa
     Returns:
         An SVG.
     """
-    with rc_context(_STYLE):
-        figure, axes = _figure()
+    with rc_context(STYLE):
+        figure, axes = make_figure()
         in_plane = {case: max(y, x) for case, (_, y, x) in spacings_mm.items()}
         between = {case: z for case, (z, _, _) in spacings_mm.items()}
         # Rows and columns seldom lie apart; where they do, a line joins the two spacings.
         joined = [((y, z), (x, z)) for z, y, x in spacings_mm.values()]
-        axes.add_collection(LineCollection(joined, colors=_DOT, linewidths=1.0))
-        axes.plot(list(in_plane.values()), list(between.values()), "o", color=_DOT, alpha=0.5, markersize=5, mew=0)
+        axes.add_collection(LineCollection(joined, colors=DOT, linewidths=1.0))
+        axes.plot(list(in_plane.values()), list(between.values()), "o", color=DOT, alpha=0.5, markersize=5, mew=0)
         for value in dict.fromkeys(target_mm):
-            axes.axvline(value, color=_MARK, linewidth=1.5, label=f"target in-plane: {value:g} mm")
+            axes.axvline(value, color=MARK, linewidth=1.5, label=f"target in-plane: {value:g} mm")
         axes.set(xlabel="in-plane spacing (mm)", ylabel="distance of slices (mm)")
         axes.margins(x=0.12, y=0.12)
         axes.set_ylim(bottom=0.0)
         axes.grid(visible=True)
-        _legend(figure, axes)
-        apart = dict.fromkeys([*_apart(in_plane), *_apart(between)])
-        _name(axes, [(in_plane[case], between[case], case) for case in apart])
-        return _svg(figure)
+        draw_legend(figure, axes)
+        apart = dict.fromkeys([*find_apart(in_plane), *find_apart(between)])
+        figure.draw_without_rendering()
+        write_names(axes, {case: (in_plane[case], between[case]) for case in apart})
+        return to_svg(figure)
 
 
 def plot_sizes(shapes: Mapping[str, Shape]) -> bytes:
@@ -104,14 +78,14 @@ def plot_sizes(shapes: Mapping[str, Shape]) -> bytes:
     Returns:
         An SVG.
     """
-    with rc_context(_STYLE):
-        figure = Figure(figsize=_SIZE_IN, layout="constrained")
+    with rc_context(STYLE):
+        figure = Figure(figsize=SIZE_IN, layout="constrained")
         FigureCanvasSVG(figure)
         left, right = figure.subplots(1, 2, width_ratios=(3, 2))
         slices = [depth for depth, _, _ in shapes.values()]
         width = math.ceil((max(slices) - min(slices) + 1) / _BARS)
-        left.hist(slices, bins=np.arange(min(slices), max(slices) + width + 1, width) - 0.5, color=_DOT, alpha=0.75)
-        left.plot(slices, [0] * len(slices), "|", color=_INK, markersize=7, alpha=0.5, clip_on=False)
+        left.hist(slices, bins=np.arange(min(slices), max(slices) + width + 1, width) - 0.5, color=DOT, alpha=0.75)
+        left.plot(slices, [0] * len(slices), "|", color=INK, markersize=7, alpha=0.5, clip_on=False)
         left.set(xlabel="number of slices", ylabel="cases")
         left.margins(x=0.1)
         left.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -121,7 +95,7 @@ def plot_sizes(shapes: Mapping[str, Shape]) -> bytes:
         rows = dict(found[:_MOST_SHAPES])
         if len(found) > _MOST_SHAPES:
             rows["others"] = sum(count for _, count in found[_MOST_SHAPES:])
-        bars = right.barh(list(rows), list(rows.values()), color=_DOT, alpha=0.75, height=0.6)
+        bars = right.barh(list(rows), list(rows.values()), color=DOT, alpha=0.75, height=0.6)
         right.bar_label(bars, padding=3)
         right.set(xlabel="cases", title="rows x columns")
         right.title.set_fontsize(9)
@@ -130,7 +104,7 @@ def plot_sizes(shapes: Mapping[str, Shape]) -> bytes:
         right.set_xlim(0, 1.2 * max(rows.values()))
         right.xaxis.set_major_locator(MaxNLocator(3, integer=True))
         right.tick_params(axis="y", length=0)
-        return _svg(figure)
+        return to_svg(figure)
 
 
 def plot_intensities(
@@ -162,29 +136,30 @@ def plot_intensities(
     middles = (edges[:-1] + edges[1:]) / 2
     lines = dict(zip(histograms, (_binned(row, lowest, edges) for row in shares), strict=True))
     mean = np.mean(list(lines.values()), axis=0)
-    apart = _apart({case: float(middles @ line) for case, line in lines.items()})
-    with rc_context(_STYLE):
-        figure, axes = _figure()
+    apart = find_apart({case: float(middles @ line) for case, line in lines.items()})
+    with rc_context(STYLE):
+        figure, axes = make_figure()
         for cases, alpha in ((lines.keys() - set(apart), max(0.15, min(0.6, 5 / len(lines)))), (apart, 0.9)):
             paths = [np.stack([middles, lines[case]], axis=1) for case in lines if case in cases]
-            axes.add_collection(LineCollection(paths, colors=_DOT, linewidths=0.7, alpha=alpha))
-        axes.plot([], [], color=_DOT, linewidth=0.7, label="a case")
-        axes.fill_between(middles, mean, color=_DOT, alpha=0.3, linewidth=0)
-        axes.plot(middles, mean, color=_DOT, linewidth=2.0, label="all cases, each with the same weight")
-        axes.axvspan(clip_hu[0], clip_hu[1], color=_INK, alpha=0.05, linewidth=0)
+            axes.add_collection(LineCollection(paths, colors=DOT, linewidths=0.7, alpha=alpha))
+        axes.plot([], [], color=DOT, linewidth=0.7, label="a case")
+        axes.fill_between(middles, mean, color=DOT, alpha=0.3, linewidth=0)
+        axes.plot(middles, mean, color=DOT, linewidth=2.0, label="all cases, each with the same weight")
+        axes.axvspan(clip_hu[0], clip_hu[1], color=INK, alpha=0.05, linewidth=0)
         for value, label in ((clip_hu[0], f"clipped to {clip_hu[0]:g} to {clip_hu[1]:g} HU"), (clip_hu[1], None)):
-            axes.axvline(value, color=_INK, linewidth=1.2, label=label)
+            axes.axvline(value, color=INK, linewidth=1.2, label=label)
         for value, label in ((low, f"0.5 % and 99.5 % lie below {low} and {high} HU"), (high, None)):
-            axes.axvline(value, color=_MARK, linewidth=1.2, linestyle="--", label=label)
-        axes.axvline(mean_hu, color=_MARK, linewidth=1.6, label=f"mean {mean_hu:.1f} HU, deviation {std_hu:.1f} HU")
+            axes.axvline(value, color=MARK, linewidth=1.2, linestyle="--", label=label)
+        axes.axvline(mean_hu, color=MARK, linewidth=1.6, label=f"mean {mean_hu:.1f} HU, deviation {std_hu:.1f} HU")
         axes.set(xlabel="value of labelled voxels (HU)", ylabel=f"share of voxels (% in {width} HU)")
         axes.set_xlim(start, stop)
         axes.set_ylim(0.0, 1.08 * max(float(line.max()) for line in lines.values()))
         axes.grid(visible=True)
-        _legend(figure, axes)
+        draw_legend(figure, axes)
+        figure.draw_without_rendering()
         peaks = {case: int(lines[case].argmax()) for case in apart}
-        _name(axes, [(float(middles[peak]), float(lines[case][peak]), case) for case, peak in peaks.items()])
-        return _svg(figure)
+        write_names(axes, {case: (float(middles[peak]), float(lines[case][peak])) for case, peak in peaks.items()})
+        return to_svg(figure)
 
 
 def plot_volumes(volumes_ml: Mapping[str, Mapping[str, float]]) -> bytes:
@@ -196,25 +171,20 @@ def plot_volumes(volumes_ml: Mapping[str, Mapping[str, float]]) -> bytes:
     Returns:
         An SVG.
     """
-    with rc_context(_STYLE):
-        figure, axes = _figure()
+    with rc_context(STYLE):
+        figure, axes = make_figure()
         axes.set_yscale("log")
         labels, dots = [], []
         for place, (name, volumes) in enumerate(volumes_ml.items()):
             present = {case: ml for case, ml in volumes.items() if ml > 0}
             absent = len(volumes) - len(present)
-            labels.append(_short(name) + (f"\nnone in {absent} of {len(volumes)}" if absent else ""))
+            labels.append(shorten(name) + (f"\nnone in {absent} of {len(volumes)}" if absent else ""))
             if not present:
                 continue
-            spread = np.random.default_rng(1).uniform(-0.12, 0.12, len(present)) if len(present) > _FEW else 0.0
-            x = np.full(len(present), float(place)) + spread
-            axes.plot(x, list(present.values()), "o", color=_DOT, alpha=0.5, markersize=4.5, mew=0)
-            middle = float(np.median(list(present.values())))
-            axes.plot([place - 0.17, place + 0.17], [middle, middle], color=_MARK, linewidth=2)
-            at = dict(zip(present, x.tolist(), strict=True))
-            apart = _apart({case: math.log(ml) for case, ml in present.items()})
-            dots.append([(at[case], present[case], case) for case in apart])
-        axes.plot([], [], color=_MARK, linewidth=2, label="median")
+            points = draw_dots(axes, place, present)
+            apart = find_apart({case: math.log(ml) for case, ml in present.items()})
+            dots.append({case: points[case] for case in apart})
+        axes.plot([], [], color=MARK, linewidth=2, label="median")
         axes.set_xticks(range(len(labels)), labels, parse_math=False)
         axes.set_xlim(-0.45, len(labels) - 0.35)
         axes.set_ylabel("volume (ml)")
@@ -222,22 +192,11 @@ def plot_volumes(volumes_ml: Mapping[str, Mapping[str, float]]) -> bytes:
         axes.margins(y=0.1)
         axes.tick_params(axis="x", length=0)
         axes.grid(visible=True, axis="y")
-        _legend(figure, axes)
+        draw_legend(figure, axes)
+        figure.draw_without_rendering()
         for named in dots:
-            _name(axes, named, gap_pt=40.0)
-        return _svg(figure)
-
-
-def _figure() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=_SIZE_IN, layout="constrained")
-    FigureCanvasSVG(figure)
-    return figure, figure.add_subplot()
-
-
-def _legend(figure: Figure, axes: Axes) -> None:
-    """Put the legend above the axes, where it hides nothing."""
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper left", ncols=2 if len(labels) > 1 else 1)
+            write_names(axes, named, gap_pt=40.0)
+        return to_svg(figure)
 
 
 def _percentiles(shares: NDArray[np.float64], lowest: int) -> tuple[int, int]:
@@ -251,64 +210,3 @@ def _binned(shares: NDArray[np.float64], lowest: int, edges: NDArray[np.int64]) 
     """Sum shares at whole HU from `lowest` on into bins, in percent; what lies beyond counts in the outermost ones."""
     bins = np.clip(np.searchsorted(edges, lowest + np.arange(len(shares)), side="right") - 1, 0, len(edges) - 2)
     return np.bincount(bins, weights=100 * shares, minlength=len(edges) - 1).astype(np.float64)
-
-
-def _apart(values: Mapping[str, float]) -> list[str]:
-    """Return the cases to name: all of few, or those that stand apart, the furthest first."""
-    if len(values) <= _FEW:
-        return list(values)
-    lower, upper = np.percentile(list(values.values()), [25, 75])
-    beyond = {case: max(lower - value, value - upper) for case, value in values.items()}
-    apart = [case for case, distance in beyond.items() if distance > _FENCE * (upper - lower)]
-    return sorted(apart, key=lambda case: -beyond[case])[:_FEW]
-
-
-def _name(axes: Axes, points: Iterable[tuple[float, float, str]], gap_pt: float = 9.0) -> None:
-    """Write names beside points, towards the middle of the axes and moved up where they would touch."""
-    figure = axes.get_figure()
-    assert isinstance(figure, Figure)
-    figure.draw_without_rendering()
-    # In points of 1/72 inch, whatever the figure's resolution.
-    scale = 72 / figure.dpi
-    middle = axes.transAxes.transform((0.55, 0.5))[0] * scale
-    placed = sorted(
-        ((*(axes.transData.transform((x, y)) * scale), (x, y), name) for x, y, name in points), key=lambda item: item[1]
-    )
-    heights = [item[1] for item in placed]
-    for upper, (below, above) in enumerate(pairwise(range(len(placed))), start=1):
-        heights[upper] = max(heights[above], heights[below] + _NAME_PT + 1.5)
-    # What was pushed beyond the top comes down again, and pushes what lies below it.
-    ceiling = axes.transAxes.transform((0.0, 1.0))[1] * scale - _NAME_PT / 2
-    for index in reversed(range(len(heights))):
-        heights[index] = min(heights[index], ceiling)
-        ceiling = heights[index] - _NAME_PT - 1.5
-    for (x, y, point, name), height in zip(placed, heights, strict=True):
-        left = x <= middle
-        axes.annotate(
-            _short(name),
-            point,
-            xytext=(gap_pt if left else -gap_pt, height - y),
-            textcoords="offset points",
-            ha="left" if left else "right",
-            va="center",
-            fontsize=_NAME_PT,
-            parse_math=False,
-            arrowprops={"arrowstyle": "-", "color": _INK, "alpha": 0.4, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 2},
-        )
-
-
-def _short(name: str) -> str:
-    """Make a file's name fit into a plot; an SVG may not hold control characters."""
-    printable = "".join(letter if letter.isprintable() else "?" for letter in name)
-    return printable if len(printable) <= _LONGEST_NAME else printable[: _LONGEST_NAME - 1] + "…"
-
-
-def _svg(figure: Figure) -> bytes:
-    """Return the figure as SVG on a transparent ground, its ink in the text colour of the reader's theme."""
-    buffer = io.StringIO()
-    with warnings.catch_warnings():
-        # A name may hold letters that the font lacks: a box in their place is fine.
-        warnings.filterwarnings("ignore", "Glyph .* missing from")
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    text = buffer.getvalue().replace(_INK, "currentColor")
-    return text.replace("<defs>", _THEME + "<defs>", 1).encode()

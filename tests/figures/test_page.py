@@ -1,4 +1,6 @@
 import base64
+import math
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -41,7 +43,7 @@ def page(tmp_path: Path) -> Page:
         caption="Scores",
         columns=("Case", "Dice", "Remark"),
         rows=(("case_00001", 0.8125, "good"), ("case_00002", 0.0, "bad")),
-        summary=("Mean", 0.40625, ""),
+        summaries=(("Mean", 0.40625, ""), ("Highest", 0.8125, "")),
         notes=("Higher is better.",),
     )
     return Page(
@@ -79,7 +81,7 @@ def test_page_can_be_read_aloud(tmp_path: Path, page: Page) -> None:
 
     assert elements.all("html") == [{"lang": "en"}]
     assert elements.all("img")[0]["alt"] == "Slices of case_00001"
-    assert [th["scope"] for th in elements.all("th")] == ["col"] * 3 + ["row"] * 3 + ["row"]
+    assert [th["scope"] for th in elements.all("th")] == ["col"] * 3 + ["row"] * 4 + ["row"]
     headings = {heading.get("id") for heading in elements.all("h2")}
     assert {table["aria-labelledby"] for table in elements.all("table")} <= headings
 
@@ -91,13 +93,13 @@ def test_shares_are_shown_with_three_decimals_and_a_bar(tmp_path: Path, page: Pa
     assert '<td class="share" style="--share: 81.2%"><span>0.812</span></td>' in text
     assert '<td class="share" style="--share: 0.0%"><span>0.000</span></td>' in text
     assert "<td>good</td>" in text
-    assert text.index("case_00002") < text.index("<tfoot>") < text.index("0.406")
+    assert text.index("case_00002") < text.index("<tfoot>") < text.index("0.406") < text.index("Highest")
 
 
 def test_text_is_never_markup(tmp_path: Path, page: Page) -> None:
     """Names from files and headers cannot add elements to the page."""
     evil = '"><script>alert(1)</script>'
-    table = Table(caption=evil, columns=(evil, evil), rows=((evil, evil),), summary=(evil, evil), notes=(evil,))
+    table = Table(caption=evil, columns=(evil, evil), rows=((evil, evil),), summaries=((evil, evil),), notes=(evil,))
     picture = Picture(PNG, evil, evil)
     hostile = Page(evil, (evil,), (table, Gallery(evil, (picture,))), {evil: evil}, {evil: evil})
 
@@ -130,6 +132,32 @@ def test_numbers_are_aligned_to_the_right(tmp_path: Path) -> None:
 
     assert [th.get("class") for th in elements.all("th")] == [None, "number", None, None]
     assert [td.get("class") for td in elements.all("td")] == ["number", None]
+
+
+def test_a_share_that_is_none_is_refused() -> None:
+    """NaN has no bar, and neither have numbers in mm; a mean of ones may lie a little above 1 all the same."""
+    for value in (math.nan, math.inf, 12.31, -0.1):
+        with pytest.raises(ValueError, match=r"'Scores': \S+ is no share in \[0, 1\]; write .* as text"):
+            Table("Scores", ("Case", "Dice"), (("a", value),))
+        with pytest.raises(ValueError, match="is no share"):
+            Table("Scores", ("Case", "Dice"), (("a", 0.5),), summaries=(("Mean", 0.5), ("Median", value)))
+
+    Table("Scores", ("Case", "Dice"), (("a", 1.0000000000000002), ("b", -1e-17)))
+
+
+def test_sortable_tables_bring_one_script(tmp_path: Path, page: Page) -> None:
+    """However many tables sort there is one script, none for tables without rows, and no button but the script's."""
+    table = page.parts[0]
+    assert isinstance(table, Table)
+    sortable = replace(table, sortable=True)
+
+    elements = Elements(render(tmp_path / "page.html", replace(page, parts=(sortable, table, sortable))))
+    assert elements.all("script") == [{}]
+    assert elements.all("button") == []
+    assert [table.get("class") for table in elements.all("table")] == ["sortable", None, "sortable", "provenance"]
+
+    empty = replace(sortable, rows=())
+    assert Elements(render(tmp_path / "page.html", replace(page, parts=(empty,)))).all("script") == []
 
 
 def leaf(number: int) -> Leaf:
