@@ -28,11 +28,13 @@ class Region:
         key: The region's name in JSON, tables and reports.
         labels: The label values that belong to it.
         tolerance_mm: Within which two of its surfaces count as equal.
+        lesions: Whether it consists of lesions, which are counted one by one.
     """
 
     key: str
     labels: tuple[int, ...]
     tolerance_mm: float = 1.0
+    lesions: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,13 +57,16 @@ class ScoringProtocol:
 _KIDNEY_MM, _MASSES_MM, _TUMOUR_MM = 1.0330772532390826, 1.1328796488598762, 1.1498198361434828
 """Tolerances of KiTS21 and KiTS23: how far two annotators' surfaces are apart (kits21/evaluation/metrics.py)."""
 
+_LESIONS = ("tumour", "tumor", "mass", "cyst", "lesion")
+"""A class is of lesions if one of these words is in its name."""
+
 KITS19 = ScoringProtocol(
     "kits19",
     "KiTS19",
     KITS19_LABELS,
     (
         Region("kidney_and_tumour", (KIDNEY, TUMOUR), _KIDNEY_MM),
-        Region("tumour", (TUMOUR,), _TUMOUR_MM),
+        Region("tumour", (TUMOUR,), _TUMOUR_MM, lesions=True),
     ),
 )
 """Its challenge has no surface scores; the tolerances are those of KiTS21."""
@@ -71,8 +76,8 @@ KITS23 = ScoringProtocol(
     KITS23_LABELS,
     (
         Region("kidney_and_masses", (KIDNEY, TUMOUR, CYST), _KIDNEY_MM),
-        Region("masses", (TUMOUR, CYST), _MASSES_MM),
-        Region("tumour", (TUMOUR,), _TUMOUR_MM),
+        Region("masses", (TUMOUR, CYST), _MASSES_MM, lesions=True),
+        Region("tumour", (TUMOUR,), _TUMOUR_MM, lesions=True),
     ),
 )
 """KiTS21 has the same labels and the same hierarchical evaluation classes."""
@@ -88,7 +93,10 @@ def protocol_of(labels: Mapping[str, int]) -> ScoringProtocol:
         if dict(labels) == dict(protocol.labels):
             return protocol
     own = {name: value for name, value in labels.items() if value != BACKGROUND}
-    regions = tuple(Region(name, (value,)) for name, value in sorted(own.items(), key=lambda item: item[1]))
+    regions = tuple(
+        Region(name, (value,), lesions=any(word in name.lower() for word in _LESIONS))
+        for name, value in sorted(own.items(), key=lambda item: item[1])
+    )
     return ScoringProtocol("labels", "each label on its own", dict(labels), regions)
 
 

@@ -1,24 +1,24 @@
-"""`kitsattn evaluate`: scores of label maps, one subcommand a metric."""
+"""`kitsattn evaluate`: scores of label maps, one subcommand a metric; rankings and submissions of challenges."""
 
+import inspect
 from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import StrEnum
-from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kitsattn.cli.console import print_json, print_result, progress_bars, say, warn
-from kitsattn.cli.options import JsonOption, WorkersOption, WorkspaceOption
+from kitsattn.cli.options import JsonOption, SchedulerOption, WorkersOption, WorkspaceOption
 from kitsattn.errors import KitsattnError
 from kitsattn.jobs import available_cores
 from kitsattn.workspace import Workspace
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from kitsattn.evaluate.metrics import Metric
-    from kitsattn.evaluate.run import MatchedCases, Scores
+    from kitsattn.evaluate.match import MatchedCases
+    from kitsattn.evaluate.metrics import Scoring
+    from kitsattn.evaluate.scores import Scores
     from kitsattn.labels import ScoringProtocol
 
 app = typer.Typer(help="Score predicted label maps against references.", no_args_is_help=True)
@@ -30,6 +30,14 @@ class Protocol(StrEnum):
     auto = "auto"
     kits19 = "kits19"
     kits23 = "kits23"
+
+
+class Surfaces(StrEnum):
+    """Choices of --definition; those of `evaluate.surface`, which brings numpy."""
+
+    surface_distance = "surface-distance"
+    medpy = "medpy"
+    monai = "monai"
 
 
 @app.callback()
@@ -49,15 +57,32 @@ ReferencesArgument = Annotated[
     Path | None,
     typer.Argument(metavar="REF", help="Label map, or folder; cases are matched by id.", show_default=False),
 ]
-CsvOption = Annotated[
-    Path | None,
+CompareOption = Annotated[
+    tuple[Path, Path] | None,
     typer.Option(
-        metavar="FILE",
-        help="Write all scores as CSV, as KiTS23's evaluation.csv has them, in place of an older file.",
+        metavar="A B",
+        help="Compare two runs of the workspace, or two folders of predictions (then REF follows instead of PRED REF).",
         show_default=False,
     ),
 ]
+CsvOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Write a table, as KiTS23's evaluation.csv has it; it is replaced.", show_default=False
+    ),
+]
+HtmlOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Write a page with tables, plots and the worst cases; it is replaced.", show_default=False
+    ),
+]
+PngOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Write box plots as a picture; it is replaced.", show_default=False),
+]
 ProtocolOption = Annotated[Protocol, typer.Option(help="Which labels there are, and what is scored.")]
+DefinitionOption = Annotated[Surfaces, typer.Option(help="What a surface is, as the package of that name has it.")]
 
 _PROTOCOLS = """\
 kits19 scores kidney with tumour (labels 1, 2), and tumour (2).
@@ -67,8 +92,12 @@ kits23 scores kidney with masses (1, 2, 3), masses (2, 3), and tumour (2).
 Without that file, KiTS21 and KiTS23 are known by their case folders, all else is kits19.
 Labels of no challenge are scored one by one.
 
+A case that cannot be scored is told and left out; the exit code is then 1.
+
 Example: kitsattn evaluate {command} predictions/ kits19/data/"""
 
+_SURFACES = ("surface_dice", "hd95_mm", "assd_mm")
+_LESIONS = "lesions"
 _COMMANDS = {
     "dice": (
         ("dice",),
@@ -87,20 +116,52 @@ A region that is empty in both label maps scores 1, in one of them 0.""",
         ("hd95_mm",),
         """Distance in mm within which 95 % of either surface of each region lie, the larger of the two.
 
-Surfaces are weighted by their area. Empty in both label maps is 0; in one of them it is left out of the mean.""",
+Surfaces are weighted by their area; --definition takes MedPy's or MONAI's instead.
+Empty in both label maps is 0; in one of them it is left out of the mean.""",
     ),
     "assd": (
         ("assd_mm",),
         """Mean distance in mm of the surfaces of each region from each other, of both directions.
 
-Surfaces are weighted by their area. Empty in both label maps is 0; in one of them it is left out of the mean.""",
+Surfaces are weighted by their area; --definition takes MedPy's or MONAI's instead.
+Empty in both label maps is 0; in one of them it is left out of the mean.""",
+    ),
+    "volume": (
+        ("volume_difference_ml",),
+        """Volume in ml of each region, predicted less reference, with bias and limits of agreement (Bland-Altman).""",
+    ),
+    "detection": (
+        (_LESIONS,),
+        """Which tumours, masses or cysts were found: precision, recall and F1 over all lesions, and by size.
+
+A lesion is a connected component. It is found if a predicted one overlaps it with an intersection over union of 0.1
+or more, one to one.""",
     ),
     "all": (
-        ("dice", "surface_dice", "hd95_mm", "assd_mm"),
+        ("dice", *_SURFACES, "volume_difference_ml", _LESIONS),
         "All of these metrics.",
     ),
 }
 """Subcommand -> keys of its metrics, and what its help says."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is scored.
+
+    Attributes:
+        name: Of the predictions.
+        matched: The cases.
+        protocol: How their labels are scored.
+        references: What lies around the references tells of their scans; None where the cases know theirs.
+        synthetic: Whether the scans are phantoms.
+    """
+
+    name: str
+    matched: "MatchedCases"
+    protocol: "ScoringProtocol"
+    references: Path | None
+    synthetic: bool
 
 
 def _add_command(name: str, keys: tuple[str, ...], text: str) -> None:
@@ -109,17 +170,43 @@ def _add_command(name: str, keys: tuple[str, ...], text: str) -> None:
         predictions: PredictionsArgument = None,
         references: ReferencesArgument = None,
         protocol: ProtocolOption = Protocol.auto,
+        definition: DefinitionOption = Surfaces.surface_distance,
+        compare: CompareOption = None,
         workers: WorkersOption = None,
+        scheduler: SchedulerOption = None,
         workspace: WorkspaceOption = None,
         csv: CsvOption = None,
+        html: HtmlOption = None,
+        png: PngOption = None,
         json: JsonOption = False,
     ) -> None:
-        if csv is not None and csv.suffix.lower() != ".csv":
-            msg = f"{csv} has no suffix of its format: name it .csv"  # it might be a label map, which would be lost
-            raise KitsattnError(msg)
-        matched, chosen = _choose_cases(predictions, references, protocol, workspace, name)
-        _score(matched, chosen, keys, workers=workers or available_cores(), csv=csv, json=json)
+        outputs = {".csv": csv, ".html": html, ".png": png}
+        _check_names(outputs)
+        place, cores = Workspace.choose(workspace), workers or available_cores()
 
+        def scored(job: _Job) -> "Scores":
+            return _score(job, _scoring(job.protocol, keys, definition), cores, scheduler)
+
+        if compare is not None:
+            if any(outputs.values()) or references is not None:
+                msg = "--compare A B takes at most a REF, and prints tables or --json: leave the rest out"
+                raise KitsattnError(msg)
+            jobs = [_choose_run(path, predictions, protocol, place) for path in compare]
+            _compare(jobs, [scored(job) for job in jobs], json=json)
+            return
+        job = _choose_cases(predictions, references, protocol, place, name)
+        scores = scored(job)
+        _write(job, scores, outputs)
+        _print(scores, json=json)
+
+    signature = inspect.signature(score)
+    if set(keys).isdisjoint(_SURFACES):
+        shown = [value for value in signature.parameters.values() if value.name != "definition"]
+        signature = signature.replace(parameters=shown)
+    if keys == (_LESIONS,):
+        shown = [value for value in signature.parameters.values() if value.name not in ("png", "compare")]
+        signature = signature.replace(parameters=shown)
+    score.__signature__ = signature  # type: ignore[attr-defined]
     app.command(name, help=f"{text}\n\n{_PROTOCOLS.format(command=name)}")(score)
 
 
@@ -127,66 +214,164 @@ for _name, (_keys, _text) in _COMMANDS.items():
     _add_command(_name, _keys, _text)
 
 
-def _choose_cases(
-    predictions: Path | None, references: Path | None, protocol: Protocol, workspace: Path | None, command: str
-) -> "tuple[MatchedCases, ScoringProtocol]":
-    """Return what is scored, and how."""
-    from kitsattn.evaluate.run import choose_protocol, match_cases
+@app.command()
+def rank(
+    *,
+    submissions: Annotated[
+        list[Path],
+        typer.Argument(metavar="DIR...", help="Folders with an evaluation.csv each.", show_default=False),
+    ],
+    json: JsonOption = False,
+) -> None:
+    """Rank submissions as their challenge does, by the evaluation.csv in the folder of each.
+
+    KiTS21 and KiTS23 rank by mean Dice and by mean surface Dice, then by the mean of both ranks, then by tumour Dice.
+    KiTS19 ranks by the mean of its two Dice scores.
+
+    `kitsattn evaluate all DIR REF --csv DIR/evaluation.csv` makes the file, and so do the scripts of the challenges.
+
+    Example: kitsattn evaluate rank team-a/ team-b/ team-c/
+    """
+    from kitsattn.evaluate.rank import rank_submissions, read_submission, to_json
+
+    ranking = rank_submissions([read_submission(folder) for folder in submissions])
+    if json:
+        print_json(to_json(ranking))
+        return
+    from kitsattn.cli.scores import ranking_table
+
+    print_result(ranking_table(ranking))
+
+
+@app.command()
+def submission(
+    *,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Predictions of the test cases.", show_default=False)],
+    protocol: Annotated[
+        Protocol, typer.Option(help="Whose rules hold; auto tells by the numbers of the cases, kits19 up to 299.")
+    ] = Protocol.auto,
+    images: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="The test scans, whose shapes and affines are compared.", show_default=False),
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The archive; it is replaced.")] = Path("predictions.zip"),
+    workers: WorkersOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Check the predictions of a challenge's test cases, and zip them as it asks for.
+
+    Checked are names, that none is missing, values, and against the test scans shapes and affines. What the challenge
+    would refuse is a problem; nothing is written then, and the exit code is 1.
+
+    Files may be named prediction_00210.nii.gz or case_00210.nii.gz; the archive has the challenge's names.
+
+    Example: kitsattn evaluate submission predictions/ --images kits19/data/
+    """
+    from kitsattn.evaluate.submission import check_submission, guess_protocol, zip_submission
     from kitsattn.labels import KITS19, KITS23
 
-    named = {Protocol.kits19: KITS19, Protocol.kits23: KITS23}.get(protocol)
-    if predictions is None:
-        matched, trained = _held_out(Workspace.choose(workspace))
-        return matched, named or trained
-    if references is None:
-        msg = f"{predictions} needs references to be scored against: kitsattn evaluate {command} {predictions} REF"
+    chosen = {Protocol.kits19: KITS19, Protocol.kits23: KITS23}.get(protocol) or guess_protocol(folder)
+    with progress_bars() as progress:
+        checked = check_submission(folder, images, chosen, workers=workers or available_cores(), progress=progress)
+    for warning in checked.warnings:
+        warn(warning)
+    if not checked.problems:
+        zip_submission(out, checked)
+    if json:
+        print_json({**checked.to_json(), "archive": None if checked.problems else str(out)})
+    else:
+        for note in checked.notes:
+            say(note)
+        for problem in checked.problems:
+            warn(problem)
+        if not checked.problems:
+            print_result(f"{out}: {len(checked.files)} files for {chosen.title}")
+    if checked.problems:
+        msg = f"{out} was not written: mend what is told above, and run the command again"
         raise KitsattnError(msg)
-    return match_cases(predictions, references), named or choose_protocol(references)
 
 
-def _score(
-    matched: "MatchedCases",
-    protocol: "ScoringProtocol",
-    keys: tuple[str, ...],
-    *,
-    workers: int,
-    csv: Path | None,
-    json: bool,
-) -> None:
-    """Score, write and print."""
-    from kitsattn.evaluate.metrics import METRICS, rules_of
+def _scoring(protocol: "ScoringProtocol", keys: tuple[str, ...], definition: Surfaces) -> "Scoring":
+    """Return what a subcommand scores."""
+    from kitsattn.evaluate.metrics import METRICS, Scoring
+    from kitsattn.evaluate.surface import Definition
+
+    lesions = _LESIONS in keys
+    if keys == (_LESIONS,) and not any(region.lesions for region in protocol.regions):
+        regions = ", ".join(region.key for region in protocol.regions)
+        msg = f"no region is of lesions ({regions}): a class is if its name says tumour, mass, cyst or lesion"
+        raise KitsattnError(msg)
+    metrics = tuple(metric for metric in METRICS if metric.key in keys)
+    return Scoring(protocol, metrics, lesions, Definition(definition.value))
+
+
+def _score(job: _Job, scoring: "Scoring", workers: int, scheduler: str | None) -> "Scores":
+    """Score, and tell what could not be or was not as expected."""
     from kitsattn.evaluate.run import evaluate_cases
 
-    metrics = [metric for metric in METRICS if metric.key in keys]
     with progress_bars() as progress:
-        scores = evaluate_cases(matched, metrics=metrics, protocol=protocol, workers=workers, progress=progress)
+        scores = evaluate_cases(job.matched, scoring, workers=workers, scheduler=scheduler, progress=progress)
+    for reason in scores.failed.values():
+        warn(f"not scored: {reason}")
     if scores.missing:
         warn(f"no prediction, counted as empty: {', '.join(scores.missing)}")
     if scores.surplus:
         warn(f"no reference, left out: {', '.join(scores.surplus)}")
-    if csv is not None:
-        from kitsattn.evaluate.report import write_csv
-
-        write_csv(csv, scores)
-    if json:
-        print_json(scores.to_json())
-        return
-    for metric in metrics:
-        print_result(_table(scores, metric))
-    for rule in rules_of(metrics, protocol.regions):
-        print_result(rule)
+    if scores.turned:
+        say(f"stored in another orientation than the reference, and turned: {', '.join(scores.turned)}")
+    return scores
 
 
-def _held_out(workspace: Workspace) -> "tuple[MatchedCases, ScoringProtocol]":
-    """Return the newest run's held-out predictions with their references, and how its labels are scored."""
+def _choose_cases(
+    predictions: Path | None, references: Path | None, protocol: Protocol, workspace: Workspace, command: str
+) -> _Job:
+    """Return what is scored: the newest run's held-out predictions, or what is named."""
+    if predictions is None:
+        return _held_out(workspace.trained_runs()[0], workspace, protocol)
+    if references is None:
+        msg = f"{predictions} needs references to be scored against: kitsattn evaluate {command} {predictions} REF"
+        raise KitsattnError(msg)
+    return _named(predictions, references, protocol)
+
+
+def _choose_run(path: Path, references: Path | None, protocol: Protocol, workspace: Workspace) -> _Job:
+    """Return what is scored of one side of a comparison: predictions with references, or a run by folder or name."""
+    if references is not None:
+        return _named(path, references, protocol)
+    for folder in (path, workspace.runs / path):
+        checkpoints = sorted(folder.glob("fold_*/best.safetensors"))
+        if checkpoints:
+            return _held_out(checkpoints, workspace, protocol)
+    msg = f"{path} is no run of {workspace.runs}: name one, or folders of predictions with a REF behind them"
+    raise KitsattnError(msg)
+
+
+def _named(predictions: Path, references: Path, protocol: Protocol) -> _Job:
+    from kitsattn.datasets.dataset import read_description
+    from kitsattn.evaluate.match import choose_protocol, match_cases
+
+    place = references.absolute()
+    matched, chosen = match_cases(predictions, references), _protocol(protocol) or choose_protocol(references)
+    synthetic = read_description(place, *place.parents).synthetic
+    return _Job(str(predictions), matched, chosen, references, synthetic)
+
+
+def _protocol(protocol: Protocol) -> "ScoringProtocol | None":
+    from kitsattn.labels import KITS19, KITS23
+
+    return {Protocol.kits19: KITS19, Protocol.kits23: KITS23}.get(protocol)
+
+
+def _held_out(checkpoints: list[Path], workspace: Workspace, protocol: Protocol) -> _Job:
+    """Return a run's held-out predictions with their references, and how its labels are scored."""
     from kitsattn.checkpoint.header import read_header
-    from kitsattn.evaluate.run import CasePair, MatchedCases
+    from kitsattn.evaluate.match import CasePair, MatchedCases
     from kitsattn.labels import protocol_of
     from kitsattn.preprocess.store import open_dataset
     from kitsattn.train.folds import read_or_make_splits
 
     pairs = []
-    headers = {checkpoint: read_header(checkpoint)[0] for checkpoint in workspace.trained_runs()[0]}
+    headers = {checkpoint: read_header(checkpoint)[0] for checkpoint in checkpoints}
     for checkpoint, header in headers.items():
         folder = checkpoint.parent / "validation"
         provenance = header.provenance
@@ -199,33 +384,106 @@ def _held_out(workspace: Workspace) -> "tuple[MatchedCases, ScoringProtocol]":
         say(f"predictions: {folder}" + (" (SYNTHETIC phantoms)" * provenance.synthetic))
         for case_id in held_out:
             prediction = folder / f"{case_id}.nii.gz" if case_id in found else None
-            pairs.append(CasePair(case_id, prediction, dataset.sources[case_id].labels))
+            source = dataset.sources[case_id]
+            pairs.append(CasePair(case_id, prediction, source.labels, source.image))
+    run = checkpoints[0].parents[1]
     if not pairs:
-        msg = "the newest run has no held-out predictions yet: let `kitsattn train` finish, or name PRED and REF"
+        msg = f"{run} has no held-out predictions yet: let `kitsattn train` finish, or name PRED and REF"
         raise KitsattnError(msg)
-    return MatchedCases(tuple(pairs)), protocol_of(header.labels)
+    chosen = _protocol(protocol) or protocol_of(header.labels)
+    return _Job(run.name, MatchedCases(tuple(pairs)), chosen, None, provenance.synthetic)
 
 
-def _table(scores: "Scores", metric: "Metric") -> "Table":
-    from rich.table import Table
+def _print(scores: "Scores", *, json: bool) -> None:
+    """Print scores, and end with exit code 1 where a case could not be scored."""
+    if json:
+        print_json(scores.to_json())
+    else:
+        from kitsattn.cli.scores import detection_table, score_table
+        from kitsattn.evaluate.report import describe_agreement, describe_detection
 
-    from kitsattn.evaluate.metrics import DICE
+        for metric in scores.scoring.metrics:
+            print_result(score_table(scores, metric))
+        if scores.lesions:
+            print_result(detection_table(scores))
+        for sentence in (*describe_agreement(scores), *describe_detection(scores), *scores.scoring.rules):
+            print_result(sentence)
+    if scores.failed:
+        raise typer.Exit(1)
 
-    def one(value: float) -> str:
-        return "not defined" if isnan(value) else f"{value:.{metric.digits}f}"
 
-    def cells(regions: Mapping[str, Mapping[str, float]]) -> list[str]:
-        return [one(region[metric.key]) for region in regions.values()]
+def _compare(jobs: list[_Job], scores: "list[Scores]", *, json: bool) -> None:
+    from kitsattn.evaluate.compare import COMPARE_RULE, compare_scores
 
-    composite = f"; composite {scores.composite:.4f}" if metric is DICE else ""
-    table = Table("case", *scores.mean, title=f"{metric.title} ({scores.protocol.title}){composite}")
-    for case in scores.cases:
-        table.add_row(case.case, *cells(case.regions))
-    table.add_section()
-    table.add_row("mean", *cells(scores.mean))
-    if len(scores.cases) > 1:
-        spreads = [spreads[metric.key] for spreads in scores.spread.values()]
-        table.add_row("95 % interval", *(f"{one(s.low)} to {one(s.high)}" for s in spreads))
-        table.add_row("median", *(one(spread.median) for spread in spreads))
-        table.add_row("standard deviation", *(one(spread.deviation) for spread in spreads))
-    return table
+    first, second = scores
+    if first.scoring != second.scoring:
+        msg = f"{jobs[0].name} and {jobs[1].name} have different labels: name the --protocol that both are scored by"
+        raise KitsattnError(msg)
+    comparison = compare_scores((jobs[0].name, jobs[1].name), first, second)
+    if json:
+        print_json(comparison.to_json())
+    else:
+        from kitsattn.cli.scores import comparison_tables
+
+        for table in comparison_tables(comparison):
+            print_result(table)
+        for sentence in (*comparison.scoring.rules, COMPARE_RULE):
+            print_result(sentence)
+    if first.failed or second.failed:
+        raise typer.Exit(1)
+
+
+def _check_names(outputs: Mapping[str, Path | None]) -> None:
+    """Refuse a file that is not named as what it will be: it might be a label map, and be lost."""
+    for suffix, path in outputs.items():
+        if path is not None and path.suffix.lower() != suffix:
+            msg = f"{path} has no suffix of its format: name it {suffix}"
+            raise KitsattnError(msg)
+
+
+def _write(job: _Job, scores: "Scores", outputs: Mapping[str, Path | None]) -> None:
+    """Write what was asked for."""
+    if not any(outputs.values()):
+        return
+    from kitsattn.evaluate.report import write_csv, write_picture
+
+    if (table := outputs[".csv"]) is not None:
+        write_csv(table, scores)
+    if (picture := outputs[".png"]) is not None:
+        write_picture(picture, scores, title=f"Evaluation of {job.name}")
+    if (page := outputs[".html"]) is not None:
+        _write_page(page, job, scores)
+
+
+def _write_page(path: Path, job: _Job, scores: "Scores") -> None:
+    """Write the report, with pictures of the worst cases."""
+    from tempfile import TemporaryDirectory
+
+    from kitsattn import __version__
+    from kitsattn.evaluate.match import add_scans
+    from kitsattn.evaluate.report import PICTURES, draw_case, write_report
+
+    matched = job.matched if job.references is None else add_scans(job.matched, job.references)
+    pairs = {pair.case: pair for pair in matched.pairs}
+    provenance: Mapping[str, str] = {
+        "predictions": job.name,
+        **({} if job.references is None else {"references": str(job.references)}),
+        "protocol": job.protocol.title,
+        "versions": f"kitsattn {__version__}",
+    }
+    with TemporaryDirectory() as folder, progress_bars() as progress:
+        worst = [case.case for case in scores.worst_first()[:PICTURES]]
+        images = {}
+        progress("pictures", 0, len(worst))
+        for done, case in enumerate(worst, start=1):
+            images[case] = Path(folder) / f"{done}.png"
+            draw_case(images[case], pairs[case])
+            progress("pictures", done, len(worst))
+        write_report(
+            path,
+            scores,
+            title=f"Evaluation of {job.name}",
+            provenance=provenance,
+            synthetic=job.synthetic,
+            images=images,
+        )

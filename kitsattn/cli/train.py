@@ -34,7 +34,7 @@ from kitsattn.workspace import Workspace
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from kitsattn.evaluate.run import Scores
+    from kitsattn.evaluate.scores import Scores
     from kitsattn.models.registry import ModelConfig
     from kitsattn.preprocess.store import PreparedDataset
     from kitsattn.ranks import Ranks

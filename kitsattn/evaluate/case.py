@@ -1,8 +1,9 @@
 """Scores of one case: every evaluated region of a predicted label map against its reference."""
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kitsattn.errors import KitsattnError
-from kitsattn.evaluate.metrics import DICE, Metric, measure_region
+from kitsattn.evaluate.detection import Detection, match_lesions
+from kitsattn.evaluate.metrics import Scoring, measure_region
 from kitsattn.labels import BACKGROUND, CYST, KITS19, ScoringProtocol, check_labels
 from kitsattn.volume.formats import read_labels
 from kitsattn.volume.geometry import Geometry, Triple
+from kitsattn.volume.volume import Volume
+from kitsattn.volume.voxels import foreground_box
 
 _log = logging.getLogger(__name__)
 
@@ -25,21 +29,18 @@ class CaseScores:
     Attributes:
         case: The case's id.
         regions: Region key to metric key to value, e.g. `{"tumour": {"dice": 0.85}}`; NaN where it is not defined.
+        lesions: Key of each region of lesions to those that were found and missed; empty where they were not counted.
+        turned: Whether the prediction's file has the axes in another order or direction than the reference's.
     """
 
     case: str
     regions: Mapping[str, Mapping[str, float]]
+    lesions: Mapping[str, Detection] = field(default_factory=dict)
+    turned: bool = False
 
 
-def score_case(
-    case_id: str,
-    prediction: Path | None,
-    reference: Path,
-    *,
-    protocol: ScoringProtocol = KITS19,
-    metrics: Sequence[Metric] = (DICE,),
-) -> CaseScores:
-    """Read two label maps and score the regions of a protocol.
+def score_case(case_id: str, prediction: Path | None, reference: Path, scoring: Scoring) -> CaseScores:
+    """Read two label maps and score them.
 
     Args:
         case_id: The name of the case in the scores.
@@ -47,23 +48,21 @@ def score_case(
             prediction that is missing, and counts as all background, as in KiTS19. Values that the protocol does not
             know count as background too, as the KiTS19 rules have it, and are logged.
         reference: The reference label map, with no values that the protocol does not know.
-        protocol: Which labels there are, and what to score.
-        metrics: What to score them by.
+        scoring: What to score, and how.
 
     Returns:
-        The metrics of each region.
+        Its scores.
 
     Raises:
         KitsattnError: If a file cannot be read, if the two lie on different grids, or if the reference holds
             labels that the protocol does not know.
     """
-    truth = read_labels(reference)
-    spacing_mm = truth.geometry.spacing_mm
+    truth = read_labels(reference, contiguous=False)
+    protocol = scoring.protocol
     _check_reference(_values(truth.array), protocol, reference)
     if prediction is None:
-        nothing = np.zeros_like(truth.array)
-        return score_labels(case_id, nothing, truth.array, spacing_mm, protocol=protocol, metrics=metrics)
-    predicted = read_labels(prediction)
+        return score_labels(case_id, np.zeros_like(truth.array), truth.array, truth.geometry.spacing_mm, scoring)
+    predicted = read_labels(prediction, contiguous=False)
     difference = predicted.geometry.difference(truth.geometry)
     if difference is not None:
         msg = (
@@ -77,7 +76,8 @@ def score_case(
         _log.warning(
             "%s holds the labels %s, which count as background: scored are %s", prediction, sorted(unknown), known
         )
-    return score_labels(case_id, predicted.array, truth.array, spacing_mm, protocol=protocol, metrics=metrics)
+    scores = score_labels(case_id, predicted.array, truth.array, truth.geometry.spacing_mm, scoring)
+    return replace(scores, turned=_file_axes(predicted) != _file_axes(truth))
 
 
 def score_labels(
@@ -85,9 +85,7 @@ def score_labels(
     prediction: NDArray[np.integer[Any]],
     reference: NDArray[np.integer[Any]],
     spacing_mm: Triple,
-    *,
-    protocol: ScoringProtocol = KITS19,
-    metrics: Sequence[Metric] = (DICE,),
+    scoring: Scoring,
 ) -> CaseScores:
     """Score two label maps that lie on the same grid.
 
@@ -96,15 +94,25 @@ def score_labels(
         prediction: Label values, (z, y, x).
         reference: Label values, (z, y, x).
         spacing_mm: Distance of the voxels along z, y, x.
-        protocol: Names the regions to score.
-        metrics: What to score them by.
+        scoring: What to score, and how.
 
     Returns:
-        The metrics of each region.
+        Its scores.
     """
+    # All regions lie where there is a label, a tenth of a scan: the rest is not looked at again.
+    boxes = [foreground_box(labels) for labels in (prediction, reference)]
+    box = tuple(_join(*sides) for sides in zip(*boxes, strict=True))
+    prediction, reference = (np.ascontiguousarray(labels[box]) for labels in (prediction, reference))
+    regions = scoring.protocol.regions
+    voxel_ml = prod(spacing_mm) / 1_000
     return CaseScores(
         case_id,
-        {region.key: measure_region(prediction, reference, region, spacing_mm, metrics) for region in protocol.regions},
+        {region.key: measure_region(prediction, reference, region, spacing_mm, scoring) for region in regions},
+        {
+            region.key: match_lesions(prediction, reference, region, voxel_ml)
+            for region in regions
+            if scoring.lesions and region.lesions
+        },
     )
 
 
@@ -116,10 +124,23 @@ def _check_reference(found: set[int], protocol: ScoringProtocol, path: Path) -> 
 
 
 def _values(labels: NDArray[np.integer[Any]]) -> set[int]:
+    """Return the values in a label map that are not background."""
     found: set[int] = set()
-    for one_slice in labels:
+    for one_slice in np.ascontiguousarray(labels[foreground_box(labels)]):
         found.update(np.flatnonzero(np.bincount(one_slice.ravel())).tolist())
     return found
+
+
+def _join(one: slice, other: slice) -> slice:
+    """Return the smallest slice that holds two, of which one may be empty."""
+    held = [side for side in (one, other) if side.start < side.stop]
+    return slice(min(side.start for side in held), max(side.stop for side in held)) if held else one
+
+
+def _file_axes(volume: Volume) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+    """Return which axis of its file each of a volume's axes is, and whether it runs the other way there."""
+    assert volume.source is not None
+    return volume.source.order, volume.source.flipped
 
 
 def _describe(geometry: Geometry) -> str:

@@ -1,15 +1,23 @@
-"""The metrics of a region: what each is called, and its value for two label maps."""
+"""What is scored and how: the metrics of a region, and their values for two label maps."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from math import inf, isnan, prod
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kitsattn.evaluate.detection import DETECTION_RULE
 from kitsattn.evaluate.overlap import EMPTY_RULE, count_overlap, dice, region_mask
-from kitsattn.evaluate.surface import average_distance, find_distances, find_surface, hausdorff_95, surface_dice
-from kitsattn.labels import Region
+from kitsattn.evaluate.surface import (
+    Definition,
+    average_distance,
+    find_distances,
+    find_surface,
+    hausdorff_95,
+    surface_dice,
+)
+from kitsattn.labels import KITS19, Region, ScoringProtocol
 from kitsattn.volume.geometry import Triple
 
 
@@ -21,18 +29,30 @@ class Metric:
         key: Its name in JSON.
         title: Its name in tables.
         digits: How many decimal places tables show.
+        best: What is best: high values, low ones, or those near zero.
+        parts: What it is made from and is given with it, by name in JSON.
     """
 
     key: str
     title: str
     digits: int
+    best: Literal["high", "low", "zero"]
+    parts: tuple[str, ...] = ()
+
+    def error(self, value: float) -> float:
+        """Return what is the larger the worse a value is; infinite where it is not defined."""
+        if isnan(value):
+            return inf
+        return {"high": -value, "low": value, "zero": abs(value)}[self.best]
 
 
-DICE = Metric("dice", "Dice", 4)
-SURFACE_DICE = Metric("surface_dice", "Surface Dice", 4)
-HD95 = Metric("hd95_mm", "HD95, mm", 2)
-ASSD = Metric("assd_mm", "ASSD, mm", 2)
-METRICS = (DICE, SURFACE_DICE, HD95, ASSD)
+DICE = Metric("dice", "Dice", 4, "high")
+SURFACE_DICE = Metric("surface_dice", "Surface Dice", 4, "high")
+HD95 = Metric("hd95_mm", "HD95, mm", 2, "low")
+ASSD = Metric("assd_mm", "ASSD, mm", 2, "low")
+VOLUME = Metric("volume_difference_ml", "Volume difference, ml", 2, "zero", ("predicted_ml", "reference_ml"))
+METRICS = (DICE, SURFACE_DICE, HD95, ASSD, VOLUME)
+SURFACE_METRICS = frozenset({SURFACE_DICE, HD95, ASSD})
 
 DISTANCE_RULE = (
     "HD95 and ASSD of a region that is empty in both label maps are 0. Where it is empty in only one of them they are"
@@ -41,17 +61,41 @@ DISTANCE_RULE = (
 """What HD95 and ASSD of empty regions are: quoted by every output that has them."""
 
 
-def rules_of(metrics: Sequence[Metric], regions: Sequence[Region]) -> tuple[str, ...]:
-    """Return what a reader must know of metrics of regions."""
-    rules = []
-    if DICE in metrics or SURFACE_DICE in metrics:
-        rules.append(EMPTY_RULE)
-    if HD95 in metrics or ASSD in metrics:
-        rules.append(DISTANCE_RULE)
-    if SURFACE_DICE in metrics:
-        tolerances = ", ".join(f"{region.key} {region.tolerance_mm:.4g} mm" for region in regions)
-        rules.append(f"Tolerances of surface Dice: {tolerances}.")
-    return tuple(rules)
+@dataclass(frozen=True)
+class Scoring:
+    """What is scored, and how.
+
+    Attributes:
+        protocol: Which labels there are, and which regions are scored.
+        metrics: What regions are scored by.
+        lesions: Whether the lesions of regions that consist of them are counted.
+        definition: What a surface is, for the metrics of surfaces.
+    """
+
+    protocol: ScoringProtocol = KITS19
+    metrics: tuple[Metric, ...] = (DICE,)
+    lesions: bool = False
+    definition: Definition = Definition.surface_distance
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """What a reader must know of the scores, one sentence or more each."""
+        metrics, rules = self.metrics, []
+        if DICE in metrics or SURFACE_DICE in metrics:
+            rules.append(EMPTY_RULE)
+        if HD95 in metrics or ASSD in metrics:
+            rules.append(DISTANCE_RULE)
+        if SURFACE_DICE in metrics:
+            regions = self.protocol.regions
+            tolerances = ", ".join(f"{region.key} {region.tolerance_mm:.4g} mm" for region in regions)
+            rules.append(f"Tolerances of surface Dice: {tolerances}.")
+        if not SURFACE_METRICS.isdisjoint(metrics):
+            rules.append(f"Definition of surfaces: {self.definition}.")
+        if VOLUME in metrics:
+            rules.append("Volume differences are prediction less reference.")
+        if self.lesions:
+            rules.append(DETECTION_RULE)
+        return tuple(rules)
 
 
 def measure_region(
@@ -59,24 +103,34 @@ def measure_region(
     reference: NDArray[np.integer[Any]],
     region: Region,
     spacing_mm: Triple,
-    metrics: Sequence[Metric],
+    scoring: Scoring,
 ) -> dict[str, float]:
-    """Return metrics of a region in two label maps, by key; HD95 and ASSD may be NaN.
+    """Return the metrics of a region in two label maps, and their parts, by key; HD95 and ASSD may be NaN.
 
     Args:
         prediction: Label values, (z, y, x).
         reference: The same, on the same grid.
         region: Which values count.
         spacing_mm: Distance of the voxels along z, y, x.
-        metrics: Which ones.
+        scoring: Says which metrics, and how.
     """
+    metrics = scoring.metrics
     values: dict[str, float] = {}
-    if DICE in metrics:
-        values[DICE.key] = dice(count_overlap(prediction, reference, region))
-    if all(metric is DICE for metric in metrics):
+    if DICE in metrics or VOLUME in metrics:
+        overlap = count_overlap(prediction, reference, region)
+        if DICE in metrics:
+            values[DICE.key] = dice(overlap)
+        if VOLUME in metrics:
+            voxel_ml = prod(spacing_mm) / 1_000
+            values |= {"predicted_ml": overlap.predicted * voxel_ml, "reference_ml": overlap.reference * voxel_ml}
+            values[VOLUME.key] = (overlap.predicted - overlap.reference) * voxel_ml
+    if SURFACE_METRICS.isdisjoint(metrics):
         return values
     box = _common_box(prediction, reference, region)
-    predicted, true = (find_surface(region_mask(labels[box], region), spacing_mm) for labels in (prediction, reference))
+    predicted, true = (
+        find_surface(region_mask(labels[box], region), spacing_mm, definition=scoring.definition)
+        for labels in (prediction, reference)
+    )
     far = HD95 in metrics or ASSD in metrics
     distances = find_distances(predicted, true, spacing_mm, limit_mm=np.inf if far else region.tolerance_mm)
     if SURFACE_DICE in metrics:

@@ -1,22 +1,51 @@
-"""What a cohort's scores leave behind: summary.json, a table as CSV, and a one-page HTML report with pictures."""
+"""What a cohort's scores leave behind: summary.json, a table as CSV, a picture, and a one-page HTML report."""
 
 import csv
 from collections.abc import Mapping, Sequence
 from io import StringIO
-from math import isnan
+from itertools import pairwise
+from math import inf, isnan
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from kitsattn.evaluate.case import CaseScores
-from kitsattn.evaluate.overlap import EMPTY_RULE
-from kitsattn.evaluate.run import Scores
+from kitsattn.evaluate.detection import SIZES_MM, Counts, count_lesions, intervals
+from kitsattn.evaluate.match import CasePair
+from kitsattn.evaluate.metrics import DICE, SURFACE_DICE, VOLUME, Metric, Scoring
+from kitsattn.evaluate.scores import Scores
 from kitsattn.figures.page import Gallery, Page, Picture, Table, write_page
 from kitsattn.files import write_json, write_text
 from kitsattn.labels import BACKGROUND, KITS23, Region, ScoringProtocol
 from kitsattn.notices import RESEARCH_NOTICE, SYNTHETIC_SCORES_NOTICE
+from kitsattn.preprocess.intensity import check_hu
+from kitsattn.volume.formats import read_labels, read_scan
+from kitsattn.volume.volume import Volume
+from kitsattn.words import plural
+
+if TYPE_CHECKING:
+    from kitsattn.figures.scores import ScorePanel
+
+NOT_DEFINED = "not defined"
+PICTURES = 6
+"""How many of the worst cases a report shows."""
 
 _CSV_REGIONS = {"kidney_and_masses": "kidney", "masses": "masses", "tumour": "tumor"}
-_CSV_METRICS = {"dice": "Dice", "surface_dice": "SD", "hd95_mm": "HD95_mm", "assd_mm": "ASSD_mm"}
-"""What KiTS21 and KiTS23 call them, and what else there is in their manner."""
+_CSV_VALUES = {
+    "dice": "Dice",
+    "surface_dice": "SD",
+    "hd95_mm": "HD95_mm",
+    "assd_mm": "ASSD_mm",
+    "predicted_ml": "Predicted_ml",
+    "reference_ml": "Reference_ml",
+    "volume_difference_ml": "Difference_ml",
+}
+_CSV_LESIONS = {"reference": "Lesions", "found": "Found", "predicted": "Predicted_lesions", "true": "True_lesions"}
+"""What KiTS21 and KiTS23 call regions and metrics, and what else there is in their manner."""
+
+_PARTS = {"predicted_ml": "predicted", "reference_ml": "reference"}
+_AIR_HU = -1000
 
 
 def write_summary(path: Path, scores: Scores, *, provenance: Mapping[str, str]) -> None:
@@ -47,13 +76,22 @@ def write_csv(path: Path, scores: Scores) -> None:
     Raises:
         KitsattnError: If the file cannot be written.
     """
-    official = scores.protocol == KITS23
-    names = {region.key: _CSV_REGIONS[region.key] if official else region.key for region in scores.protocol.regions}
-    columns = [(metric, region) for metric in scores.metrics for region in names]
-    rows = [["caseID", *(f"{_CSV_METRICS[metric.key]}_{names[region]}" for metric, region in columns)]]
-    for name, regions in [*((case.case, case.regions) for case in scores.cases), ("average", scores.mean)]:
-        values = [regions[region][metric.key] for metric, region in columns]
-        rows.append([name, *("" if isnan(value) else f"{value:.8f}" for value in values)])
+    protocol = scores.scoring.protocol
+    names = {region.key: _CSV_REGIONS[region.key] if protocol == KITS23 else region.key for region in protocol.regions}
+    columns = {
+        f"{_CSV_VALUES[key]}_{names[region]}": [case.regions[region][key] for case in scores.cases]
+        for metric in scores.scoring.metrics
+        for key in (*metric.parts, metric.key)
+        for region in names
+    }
+    for count, title in _CSV_LESIONS.items():
+        for region, cases in scores.lesions.items():
+            columns[f"{title}_{names[region]}"] = [getattr(count_lesions([case]), count) for case in cases]
+    averages = [float(np.nanmean(values)) if np.isfinite(values).any() else np.nan for values in columns.values()]
+    rows = [["caseID", *columns]]
+    for place, case in enumerate(scores.cases):
+        rows.append([case.case, *(_csv_cell(values[place]) for values in columns.values())])
+    rows.append(["average", *map(_csv_cell, averages)])
     text = StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     write_text(path, text.getvalue())
@@ -87,40 +125,187 @@ def write_report(
     warnings = [SYNTHETIC_SCORES_NOTICE, RESEARCH_NOTICE] if synthetic else [RESEARCH_NOTICE]
     if scores.missing:
         warnings.append(f"No prediction was found for {', '.join(scores.missing)}: scored as all background.")
+    warnings += [f"Not scored: {case}: {reason}." for case, reason in scores.failed.items()]
+    parts: list[Table | Gallery] = [_score_table(scores, metric) for metric in scores.scoring.metrics]
+    if scores.lesions:
+        parts.append(_lesion_table(scores))
+    if len(scores.cases) > 1 and scores.scoring.metrics:
+        parts.append(Gallery("Plots", _plots(scores), side_by_side=True))
     by_id = {case.case: case for case in scores.cases}
-    pictures = tuple(_picture(by_id[case], scores.protocol, image) for case, image in images.items())
-    write_page(
-        path,
-        Page(
-            title=title,
-            warnings=tuple(warnings),
-            parts=(_score_table(scores), Gallery("Pictures", pictures)) if pictures else (_score_table(scores),),
-            provenance=provenance,
-            next_steps=next_steps or {},
+    pictures = tuple(_picture(by_id[case], scores.scoring, image) for case, image in images.items())
+    if pictures:
+        parts.append(Gallery("Pictures", pictures))
+    parts.append(Table("What was scored", (), (), notes=_notes(scores)))
+    write_page(path, Page(title, tuple(warnings), tuple(parts), provenance, next_steps or {}))
+
+
+def write_picture(path: Path, scores: Scores, *, title: str) -> None:
+    """Write box plots of all metrics as a PNG, atomically, replacing an existing one.
+
+    Raises:
+        KitsattnError: If the file cannot be written.
+    """
+    from kitsattn.figures.scores import scores_sheet  # noqa: PLC0415 - matplotlib takes a second
+
+    panels = [_panel(scores, metric) for metric in scores.scoring.metrics]
+    scores_sheet(path, panels, title=title, note=RESEARCH_NOTICE)
+
+
+def draw_case(path: Path, pair: CasePair) -> None:
+    """Draw the outlines of prediction and reference on slices of the scan, as a PNG; without a scan on black.
+
+    Raises:
+        KitsattnError: If a file cannot be read or written.
+    """
+    from kitsattn.figures.overlay import overlay_sheet  # noqa: PLC0415 - see above
+
+    reference = read_labels(pair.reference)
+    nothing = np.zeros_like(reference.array)
+    predicted = nothing if pair.prediction is None else read_labels(pair.prediction).array
+    scan = Volume(np.full_like(nothing, _AIR_HU, dtype=np.int16), reference.geometry)
+    note = "The scan is not known: outlines only."
+    if pair.scan is not None:
+        scan, note = check_hu(read_scan(pair.scan)), ""
+    overlay_sheet(path, scan, predicted, reference.array, title=pair.case, note=note)
+
+
+def describe_sizes(scores: Scores) -> list[tuple[str, str, Counts]]:
+    """Return the lesions of each region and size: both in words, and their counts; of all sizes first."""
+    rows = []
+    for region, cases in scores.lesions.items():
+        rows.append((_name(region), "all", count_lesions(cases)))
+        for low, high in pairwise(SIZES_MM):
+            size = f"from {low:.0f} mm" if high == inf else f"{low:.0f} to {high:.0f} mm"
+            rows.append((_name(region), size, count_lesions(cases, low, high)))
+    return rows
+
+
+def describe_detection(scores: Scores) -> list[str]:
+    """Return precision, recall and F1 of each region with their intervals, as sentences."""
+    sentences = []
+    for region, cases in scores.lesions.items():
+        counts, ends = count_lesions(cases), intervals(cases)
+        shares = {"precision": counts.precision, "recall": counts.recall, "f1": counts.f1}
+        phrases = [f"{share} {show(value, 3)}{_interval(*ends[share], 3)}" for share, value in shares.items()]
+        sentences.append(f"{_name(region)}: {', '.join(phrases)}.")
+    return sentences
+
+
+def describe_agreement(scores: Scores) -> list[str]:
+    """Return bias and limits of agreement of each region's volume, as sentences."""
+    return [
+        f"{_name(region)}: bias {show(found.bias_ml, 2)} ml, limits of agreement {show(found.low_ml, 2)} to"
+        f" {show(found.high_ml, 2)} ml."
+        for region, found in scores.agreement.items()
+    ]
+
+
+def show(value: float, digits: int) -> str:
+    """Return a number as tables show it."""
+    return NOT_DEFINED if isnan(value) else f"{value:.{digits}f}"
+
+
+def _score_table(scores: Scores, metric: Metric) -> Table:
+    regions = scores.scoring.protocol.regions
+    keys = [(region, key) for region in regions for key in (*metric.parts, metric.key)]
+    columns = [
+        _name(region.key) + (f", {_PARTS.get(key, 'difference')}, ml" if metric.parts else "") for region, key in keys
+    ]
+    share = metric in (DICE, SURFACE_DICE)
+
+    def cell(value: float) -> str | float:
+        return value if share and not isnan(value) else show(value, metric.digits)
+
+    def of_metric(texts: Sequence[str | float]) -> tuple[str | float, ...]:
+        """Return a row with a cell for each region's metric, and none for its parts."""
+        wanted = iter(texts)
+        return tuple(next(wanted) if key == metric.key else "" for _, key in keys)
+
+    spreads = [scores.spread[region.key][metric.key] for region in regions]
+    summaries = [("Mean", *of_metric([cell(spread.mean) for spread in spreads]))]
+    if len(scores.cases) > 1:
+        ends = [_interval(spread.low, spread.high, min(metric.digits, 3)) for spread in spreads]
+        summaries.append(("95 % interval", *of_metric([end.strip(" ()") or NOT_DEFINED for end in ends])))
+        summaries.append(("Median", *of_metric([cell(spread.median) for spread in spreads])))
+        deviations = [show(spread.deviation, min(metric.digits, 3)) for spread in spreads]
+        summaries.append(("Standard deviation", *of_metric(deviations)))
+    composite = f", composite {scores.composite:.3f}" if metric is DICE else ""
+    return Table(
+        caption=f"{metric.title} ({plural(len(scores.cases), 'case')}){composite}",
+        columns=("Case", *columns),
+        rows=tuple(
+            (case.case, *(cell(case.regions[region.key][key]) for region, key in keys))
+            for case in scores.worst_first(metric)
         ),
+        summaries=tuple(summaries),
+        notes=tuple(describe_agreement(scores)) if metric is VOLUME else (),
+        numbers=frozenset() if share else frozenset(columns),
+        sortable=True,
     )
 
 
-def _score_table(scores: Scores) -> Table:
-    keys = [region.key for region in scores.protocol.regions]
-    notes = [_describe_protocol(scores.protocol), EMPTY_RULE]
+def _lesion_table(scores: Scores) -> Table:
+    columns = ("Size", "Lesions", "Found", "Recall", "Predicted", "True", "Precision")
+    return Table(
+        caption="Detection of lesions",
+        columns=("Region", *columns),
+        rows=tuple(
+            (
+                region,
+                size,
+                str(counts.reference),
+                str(counts.found),
+                show(counts.recall, 3),
+                str(counts.predicted),
+                str(counts.true),
+                show(counts.precision, 3),
+            )
+            for region, size, counts in describe_sizes(scores)
+        ),
+        notes=tuple(describe_detection(scores)),
+        numbers=frozenset(columns[1:]),
+    )
+
+
+def _plots(scores: Scores) -> tuple[Picture, ...]:
+    from kitsattn.figures.scores import plot_agreement, plot_boxes  # noqa: PLC0415 - matplotlib takes a second
+
+    pictures = [
+        Picture(plot_boxes(_panel(scores, metric)), f"{metric.title}, one dot a case.", f"Box plots of {metric.title}.")
+        for metric in scores.scoring.metrics
+    ]
+    for region, found in scores.agreement.items():
+        predicted, reference = (
+            {case.case: case.regions[region][part] for case in scores.cases} for part in VOLUME.parts
+        )
+        limits = {"bias_ml": found.bias_ml, "low_ml": found.low_ml, "high_ml": found.high_ml}
+        plot = plot_agreement(_name(region), predicted, reference, **limits)
+        caption = f"Bland-Altman plot of the volume of {_name(region).lower()}."
+        pictures.append(Picture(plot, caption, caption))
+    return tuple(pictures)
+
+
+def _panel(scores: Scores, metric: Metric) -> "ScorePanel":
+    from kitsattn.figures.scores import ScorePanel  # noqa: PLC0415 - see above
+
+    values = {_name(region.key): scores.values(region, metric) for region in scores.scoring.protocol.regions}
+    return ScorePanel(metric.title, values, share=metric in (DICE, SURFACE_DICE))
+
+
+def _notes(scores: Scores) -> tuple[str, ...]:
+    notes = [_describe_protocol(scores.scoring.protocol), *scores.scoring.rules]
     if scores.surplus:
         notes.append(f"Left out, having no reference: {', '.join(scores.surplus)}.")
-    return Table(
-        caption=f"Scores of {len(scores.cases)} case{'' if len(scores.cases) == 1 else 's'}:"
-        f" composite {scores.composite:.3f}",
-        columns=("Case", *(f"{_name(key)}, Dice" for key in keys)),
-        rows=tuple((case.case, *(case.regions[key]["dice"] for key in keys)) for case in scores.cases),
-        summary=("Mean", *(scores.mean[key]["dice"] for key in keys)),
-        notes=tuple(notes),
-    )
+    if scores.turned:
+        notes.append(f"Stored in another orientation than the reference, and turned: {', '.join(scores.turned)}.")
+    return tuple(notes)
 
 
 def _describe_protocol(protocol: ScoringProtocol) -> str:
     regions = " ".join(f"{_name(region.key)}: {_describe_labels(region, protocol)}." for region in protocol.regions)
     return (
-        f"Dice coefficient ({protocol.title}). {regions}"
-        " Mean: over the cases. Composite: the mean of the regions' mean values."
+        f"{protocol.title}. {regions} Mean: over the cases, with the bootstrap's 95 % confidence interval."
+        " Composite: the mean of the regions' mean Dice. The worst cases stand first."
     )
 
 
@@ -129,12 +314,18 @@ def _describe_labels(region: Region, protocol: ScoringProtocol) -> str:
     return f"label {members[0]}" if len(members) == 1 else f"labels {_enumerate(members)} as one region"
 
 
-def _picture(scored: CaseScores, protocol: ScoringProtocol, image: Path) -> Picture:
-    dice = ", ".join(f"{_name(key).lower()} {metrics['dice']:.3f}" for key, metrics in scored.regions.items())
-    outlined = _enumerate([name for name, value in protocol.labels.items() if value != BACKGROUND])
+def _picture(scored: CaseScores, scoring: Scoring, image: Path) -> Picture:
+    sentences = []
+    for metric in scoring.metrics:
+        values = [
+            f"{_name(region).lower()} {show(found[metric.key], min(metric.digits, 3))}"
+            for region, found in scored.regions.items()
+        ]
+        sentences.append(f"{metric.title}: {', '.join(values)}.")
+    outlined = _enumerate([name for name, value in scoring.protocol.labels.items() if value != BACKGROUND])
     return Picture(
         image=image,
-        caption=f"{scored.case}. Dice: {dice}.",
+        caption=f"{scored.case}. {' '.join(sentences)}",
         description=f"CT slices of {scored.case} with the outlines of {outlined}, predicted and reference.",
     )
 
@@ -145,3 +336,12 @@ def _enumerate(words: Sequence[str]) -> str:
 
 def _name(key: str) -> str:
     return key.replace("_", " ").capitalize()
+
+
+def _interval(low: float, high: float, digits: int) -> str:
+    """Return an interval in brackets; nothing where there is none."""
+    return "" if isnan(low) else f" ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def _csv_cell(value: float) -> str:
+    return "" if isnan(value) else f"{value:.8f}"

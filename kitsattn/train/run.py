@@ -5,12 +5,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 
 from kitsattn.checkpoint.header import read_header
 from kitsattn.errors import KitsattnError
+from kitsattn.evaluate.match import CasePair, MatchedCases
+from kitsattn.evaluate.metrics import DICE, Scoring
 from kitsattn.evaluate.report import write_report, write_summary
-from kitsattn.evaluate.run import CasePair, MatchedCases, Scores, evaluate_cases
+from kitsattn.evaluate.run import evaluate_cases
+from kitsattn.evaluate.scores import Scores
 from kitsattn.figures.overlay import overlay_sheet
 from kitsattn.jobs import Progress, silent
 from kitsattn.notices import RESEARCH_NOTICE
@@ -136,7 +138,9 @@ def score_held_out(job: FoldJob, checkpoint: Path, *, progress: Progress = silen
             title=f"{job.dataset.name} {case_id}, held out of fold {job.fold}",
             note=("SYNTHETIC phantom. " if job.dataset.synthetic else "") + RESEARCH_NOTICE,
         )
-    scores = evaluate_cases(MatchedCases(tuple(pairs)), protocol=job.protocol, progress=progress)
+    scores = evaluate_cases(MatchedCases(tuple(pairs)), Scoring(job.protocol), progress=progress)
+    for reason in scores.failed.values():
+        raise KitsattnError(reason)
     provenance = provenance_rows(job.dataset, checkpoint)
     write_summary(folder / SUMMARY, scores, provenance=provenance)
     write_report(
@@ -159,7 +163,7 @@ def _is_newer(target: Path, checkpoint: Path) -> bool:
 def cross_validated(results: Sequence[FoldResult]) -> Scores:
     """Return the scores of all folds' held-out cases as one cohort."""
     cases = tuple(case for result in results for case in result.scores.cases)
-    return Scores(cases, results[0].scores.protocol)
+    return Scores(cases, results[0].scores.scoring)
 
 
 def report_cross_validation(folder: Path, jobs: Sequence[FoldJob], results: Sequence[FoldResult]) -> Path:
@@ -196,8 +200,7 @@ def report_cross_validation(folder: Path, jobs: Sequence[FoldJob], results: Sequ
 
 def _worst_cases(scores: Scores) -> list[str]:
     """Return the cases whose pictures go into a report: those with the lowest mean Dice."""
-    ranked = sorted(scores.cases, key=lambda case: fmean(metrics["dice"] for metrics in case.regions.values()))
-    return [case.case for case in ranked[:PICTURES]]
+    return [case.case for case in scores.worst_first(DICE)[:PICTURES]]
 
 
 def describe_scores(scores: Scores) -> str:

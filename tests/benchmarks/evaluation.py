@@ -1,14 +1,15 @@
-"""Scores of one case against KiTS23's way of computing them, nnU-Net and MedPy, in the same run; Linux only.
+"""Scores of one case against KiTS23's own code, surface-distance, MedPy and nnU-Net, in the same run; Linux only.
 
     python tests/benchmarks/evaluation.py [LABELS] [--peer-python VENV/bin/python] [--json FILE]
 
 The reference is LABELS, a label map of KiTS19 (without it case_00003 of the folder kits19-labels in
 $KITSATTN_TEST_DATA), the prediction is the same moved by a slice and two voxels and eroded by one. Scored are KiTS23's
-three regions.
+three regions, reading included.
 
-- KiTS23: SimpleITK's reader, masks of the whole volume, and surface-distance 0.1, as the challenge's evaluation has it.
-- nnU-Net: `nnUNetv2_evaluate_simple`, with --peer-python; its environment is that of preprocessing.py.
+- KiTS23: `compute_metrics_for_case` of github.com/neheller/kits23, where that package is installed.
+- surface-distance 0.1: Dice, surface Dice, HD95 and ASSD.
 - MedPy: `hd95` of the first region, where the package is installed.
+- nnU-Net: `nnUNetv2_evaluate_simple`, with --peer-python; its environment is that of preprocessing.py.
 
 Each measurement is a process of its own; medians of --repeats.
 """
@@ -50,20 +51,34 @@ def make_pair(labels: Path, folder: Path, copies: int) -> None:
                 (links / f"case_{number:05}.nii.gz").symlink_to(folder / f"{name}.nii.gz")
 
 
-def score_here(folder: Path, keys: tuple[str, ...]) -> tuple[Any, Cost, float]:
+def score_here(folder: Path, keys: tuple[str, ...], definition: str = "surface-distance") -> tuple[Any, Cost, float]:
     """Return kitsattn's scores by region, what they cost, and the peak of the process in MB."""
     from kitsattn.evaluate.case import score_case
-    from kitsattn.evaluate.metrics import METRICS
+    from kitsattn.evaluate.metrics import METRICS, Scoring
+    from kitsattn.evaluate.surface import Definition
     from kitsattn.labels import KITS23
 
-    metrics = [metric for metric in METRICS if metric.key in keys]
+    metrics = tuple(metric for metric in METRICS if metric.key in keys)
+    scoring = Scoring(KITS23, metrics, definition=Definition(definition))
     pair = (folder / "prediction.nii.gz", folder / "reference.nii.gz")
-    scores, cost = cost_of_call(lambda: score_case("case", *pair, protocol=KITS23, metrics=metrics))
+    scores, cost = cost_of_call(lambda: score_case("case", *pair, scoring))
     return {key: dict(values) for key, values in scores.regions.items()}, cost, _peak_mb()
 
 
-def score_as_kits23(folder: Path, keys: tuple[str, ...]) -> tuple[Any, Cost, float]:
-    """Return the same scores with surface-distance, as the challenge's evaluation computes them."""
+def score_as_kits23(folder: Path) -> tuple[Any, Cost, float]:
+    """Return Dice and surface Dice by the challenge's own code."""
+    from kits23.evaluation.metrics import compute_metrics_for_case  # type: ignore[import-not-found]
+
+    from kitsattn.labels import KITS23
+
+    pair = (str(folder / "prediction.nii.gz"), str(folder / "reference.nii.gz"))
+    values, cost = cost_of_call(lambda: compute_metrics_for_case(*pair))
+    found = zip(KITS23.regions, values.tolist(), strict=True)
+    return {region.key: {"dice": dice, "surface_dice": surface} for region, (dice, surface) in found}, cost, _peak_mb()
+
+
+def score_with_surface_distance(folder: Path) -> tuple[Any, Cost, float]:
+    """Return all four metrics with surface-distance."""
     import numpy as np
     import SimpleITK
     from surface_distance import metrics
@@ -77,14 +92,13 @@ def score_as_kits23(folder: Path, keys: tuple[str, ...]) -> tuple[Any, Cost, flo
         scores = {}
         for region in KITS23.regions:
             masks = np.isin(true, region.labels), np.isin(predicted, region.labels)
-            values = {"dice": metrics.compute_dice_coefficient(*masks)}
             distances = metrics.compute_surface_distances(*masks, spacing_mm)
-            tolerance = region.tolerance_mm
-            values["surface_dice"] = metrics.compute_surface_dice_at_tolerance(distances, tolerance)
-            if "hd95_mm" in keys:
-                values["hd95_mm"] = metrics.compute_robust_hausdorff(distances, 95)
-                values["assd_mm"] = float(np.mean(metrics.compute_average_surface_distance(distances)))
-            scores[region.key] = values
+            scores[region.key] = {
+                "dice": metrics.compute_dice_coefficient(*masks),
+                "surface_dice": metrics.compute_surface_dice_at_tolerance(distances, region.tolerance_mm),
+                "hd95_mm": metrics.compute_robust_hausdorff(distances, 95),
+                "assd_mm": float(np.mean(metrics.compute_average_surface_distance(distances))),
+            }
         return scores
 
     return *cost_of_call(score), _peak_mb()
@@ -124,9 +138,9 @@ def compare(repeats: int, own: Callable[[], Any], peer: Callable[[], Any]) -> di
     }
 
 
-def evaluate(scratch: Path, copies: int, workers: int) -> tuple[None, Cost, float]:
-    """Run `kitsattn evaluate dice` on a folder."""
-    words = ["evaluate", "dice", f"{scratch}/prediction-{copies}", f"{scratch}/reference-{copies}", "--json"]
+def evaluate(scratch: Path, metric: str, copies: int, workers: int) -> tuple[None, Cost, float]:
+    """Run `kitsattn evaluate METRIC` on a folder."""
+    words = ["evaluate", metric, f"{scratch}/prediction-{copies}", f"{scratch}/reference-{copies}", "--json"]
     command = [sys.executable, "-m", "kitsattn", *words, "--workers", str(workers), "--protocol", "kits23"]
     cost = cost_of_command(command, scratch / "kitsattn.log")
     return None, cost, (cost.peak_mib or 0) * 2**20 / 1e6
@@ -147,39 +161,50 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     apart(make_pair, arguments.labels, scratch, copies)
     some, every = ("dice", "surface_dice"), ("dice", "surface_dice", "hd95_mm", "assd_mm")
     rows: dict[str, Any] = {}
-    for name, keys in (("Dice, surface Dice", some), ("and HD95, ASSD", every)):
-        rows[f"{name}: KiTS23"] = compare(
+    if importlib.util.find_spec("kits23"):
+        rows["Dice, surface Dice: KiTS23"] = compare(
             arguments.repeats,
-            partial(apart, score_here, scratch, keys),
-            partial(apart, score_as_kits23, scratch, keys),
+            partial(apart, score_here, scratch, some),
+            partial(apart, score_as_kits23, scratch),
         )
+    rows["and HD95, ASSD: surface-distance"] = compare(
+        arguments.repeats,
+        partial(apart, score_here, scratch, every),
+        partial(apart, score_with_surface_distance, scratch),
+    )
     if importlib.util.find_spec("medpy"):
-        rows["HD95 alone: MedPy, one region"] = compare(
-            1, lambda: apart(score_here, scratch, ("hd95_mm",)), lambda: apart(score_with_medpy, scratch)
+        rows["HD95: MedPy, of one region"] = compare(
+            1,
+            partial(apart, score_here, scratch, ("hd95_mm",), "medpy"),
+            partial(apart, score_with_medpy, scratch),
         )
     if arguments.peer_python:
         rows["Dice, whole command: nnU-Net"] = compare(
             arguments.repeats,
-            lambda: evaluate(scratch, 1, 1),
+            lambda: evaluate(scratch, "dice", 1, 1),
             lambda: evaluate_as_nnunet(arguments.peer_python, scratch),
         )
     cores = len(os.sched_getaffinity(0))
-    one, all_cores = (evaluate(scratch, copies, workers)[1] for workers in (1, cores))
+    folders = {
+        metric: [evaluate(scratch, metric, copies, workers)[1].wall_s for workers in (1, cores)]
+        for metric in ("dice", "all")
+    }
     print(f"{'':<34}{'kitsattn s':>11}{'peer s':>9}{'ratio':>7}{'MB':>7}{'peer MB':>9}{'others':>8}")
     for name, row in rows.items():
         print(f"{name:<34}{row['kitsattn_s']:>11.2f}{row['peer_s']:>9.2f}{row['ratio']:>7.1f}", end="")
         print(f"{row['kitsattn_mb']:>7.0f}{row['peer_mb']:>9.0f}{row['others']:>8.1f}")
-    share = one.wall_s / all_cores.wall_s / cores
-    print(f"{copies} cases, Dice: 1 worker {one.wall_s:.1f} s, {cores} workers {all_cores.wall_s:.1f} s, {share:.0%}")
+    for metric, (one, several) in folders.items():
+        share = one / several / cores
+        print(f"{copies} cases, {metric}: 1 worker {one:.1f} s, {cores} workers {several:.1f} s, {share:.0%}")
     for name, row in rows.items():
         print(f"{name}: {json.dumps(row['scores'])}")
     print(machine())
-    return {"machine": machine(), "rows": rows, "workers": {"1": one.wall_s, str(cores): all_cores.wall_s}}
+    return {"machine": machine(), "rows": rows, "folders": folders}
 
 
 def main() -> None:
     """Measure."""
-    run(make_parser("kitsattn's evaluation against KiTS23's, nnU-Net's and MedPy's."), measure)
+    run(make_parser("kitsattn's evaluation against KiTS23's, surface-distance's, MedPy's and nnU-Net's."), measure)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,9 @@ from measure import Cost, cost_of_command, machine
 
 from kitsattn.config import to_json
 from kitsattn.datasets.phantom.paint import write_painted
-from kitsattn.evaluate.run import CasePair, MatchedCases, evaluate_cases
+from kitsattn.evaluate.match import CasePair, MatchedCases
+from kitsattn.evaluate.metrics import Scoring
+from kitsattn.evaluate.run import evaluate_cases
 from kitsattn.preprocess.plan import read_plan
 from kitsattn.train.folds import SPLITS_FILE
 from kitsattn.train.recipe import Recipe, find_recipe
@@ -109,7 +111,7 @@ class Cohort:
             if pair.prediction is None or not pair.prediction.is_file():
                 msg = f"{pair.prediction} was not written"
                 raise SystemExit(msg)
-        scores = evaluate_cases(MatchedCases(pairs))
+        scores = evaluate_cases(MatchedCases(pairs), Scoring())
         cases = {case.case: {key: values["dice"] for key, values in case.regions.items()} for case in scores.cases}
         return {"dice": {key: values["dice"] for key, values in scores.mean.items()}, "cases": cases}
 

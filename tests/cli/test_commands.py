@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from typer.testing import Result
 import kitsattn
 from kitsattn.cli.app import app
 from kitsattn.files import read_json, write_json
-from kitsattn.labels import KITS23_LABELS
 from kitsattn.models import model_names
 from kitsattn.notices import RESEARCH_NOTICE, SYNTHETIC_MODEL_NOTICE
 
@@ -412,81 +410,6 @@ def test_an_offset_of_1024_is_mended_and_reported(
     assert json.loads(mended.stdout)["notes"] == [note]
     expected, found = (np.asarray(_load(Path(name)).dataobj) for name in ("plain.nii.gz", "mended.nii.gz"))
     np.testing.assert_array_equal(found, expected)
-
-
-def test_two_label_maps_are_scored(command: Command, home: Path) -> None:
-    """`evaluate dice PRED REF` of a label map against itself is 1."""
-    labels = home / "raw" / "painted" / "case_00002" / "segmentation.nii.gz"
-    result = command("evaluate", "dice", labels, labels, "--json", "--workers", "1")
-    assert (result.exit_code, result.stderr) == (0, "")
-    assert json.loads(result.stdout)["composite"] == 1
-
-
-def test_label_maps_with_cysts_are_scored_in_three_regions(command: Command) -> None:
-    """`--protocol kits23`, or the data set's own description, scores kidney with masses, masses, and tumour."""
-    for folder, values in (("predictions", [2, 2, 3, 1, 0]), ("references", [1, 2, 2, 3, 3])):
-        Path(folder).mkdir()
-        _write(Path(folder) / "case_00001.nii.gz", np.array(values, np.uint8).reshape(5, 1, 1), np.diag([2, 2.5, 5, 1]))
-    words = ["evaluate", "dice", "predictions", "references", "--workers", "1"]
-    named = command(*words, "--protocol", "kits23", "--json")
-    assert (named.exit_code, named.stderr) == (0, "")
-    content = json.loads(named.stdout)
-    # Voxels predicted, true and both: 4, 5, 4 labelled; 3, 4, 2 in masses; 2, 2, 1 in tumours.
-    dice = {"kidney_and_masses": 8 / 9, "masses": 4 / 7, "tumour": 1 / 2}
-    expected = {region: {"dice": pytest.approx(value)} for region, value in dice.items()}
-    assert (content["protocol"], content["mean"]) == ("kits23", expected)
-    assert content["composite"] == pytest.approx(sum(dice.values()) / 3)
-
-    write_json(Path("references") / "kitsattn-dataset.json", {"labels": dict(KITS23_LABELS)})
-    assert json.loads(command(*words, "--json").stdout) == content
-    table = command(*words).stdout
-    assert all(word in table for word in ["Dice (KiTS23); composite 0.6534", *dice, "0.8889", "0.5714", "0.5000"])
-
-
-def test_a_run_is_scored_by_the_labels_it_was_trained_on(
-    command: Command, home: Path, tmp_path: Path, changed_checkpoint: Callable[..., Path]
-) -> None:
-    """Without paths the newest run's checkpoint says which regions there are, and --protocol overrules it."""
-    shutil.copytree(home, tmp_path / "ws")
-    changed_checkpoint(
-        tmp_path / "ws" / "runs" / "first" / "fold_0" / "best.safetensors",
-        lambda header: replace(header, labels=KITS23_LABELS),
-    )
-    words = ["evaluate", "dice", "--workspace", "ws", "--workers", "1", "--json"]
-    found = [json.loads(command(*words, *more).stdout) for more in ([], ["--protocol", "kits19"])]
-    assert [content["protocol"] for content in found] == ["kits23", "kits19"]
-    assert list(found[0]["mean"]) == ["kidney_and_masses", "masses", "tumour"]
-
-
-def test_every_metric_has_a_table_and_all_has_all_of_them(command: Command, home: Path) -> None:
-    """Values in millimetres or shares, and what is not defined says so."""
-    raw = home / "raw" / "painted"
-    pair = (raw / "case_00000" / "segmentation.nii.gz", raw / "case_00001" / "segmentation.nii.gz")
-    for name, title in (("surface-dice", "Surface Dice"), ("hd95", "HD95, mm"), ("assd", "ASSD, mm")):
-        result = command("evaluate", name, pair[0], pair[0], "--workers", "1")
-        assert f"{title} (KiTS19)" in result.stdout
-        assert ("Tolerances of surface Dice: " in result.stdout) == (name == "surface-dice")
-    result = command("evaluate", "all", pair[0], pair[0], "--workers", "1", "--json")
-    perfect = {"dice": 1.0, "surface_dice": 1.0, "hd95_mm": 0.0, "assd_mm": 0.0}
-    assert json.loads(result.stdout)["mean"]["tumour"] == perfect
-    shutil.copytree(raw / "case_00002", Path("predictions") / "case_00002")
-    result = command("evaluate", "all", "predictions", raw, "--workers", "1", "--csv", "scores/evaluation.csv")
-    assert result.stdout.count("not defined") > 4
-    rows = Path("scores/evaluation.csv").read_text().splitlines()
-    assert [row.split(",")[0] for row in rows] == ["caseID", *(f"case_0000{number}" for number in range(6)), "average"]
-
-
-def test_a_missing_prediction_is_told_even_when_quiet(command: Command, home: Path) -> None:
-    """A case that counts as empty lowers the mean, so that it must not go unseen."""
-    raw = home / "raw" / "painted"
-    shutil.copytree(raw / "case_00002", Path("predictions") / "case_00002")
-    shutil.copytree(raw / "case_00002", Path("predictions") / "case_00099")
-    result = command("-q", "evaluate", "dice", "predictions", raw, "--workers", "1", "--json")
-    assert result.stderr.splitlines() == [
-        "warning: no prediction, counted as empty: case_00000, case_00001, case_00003, case_00004, case_00005",
-        "warning: no reference, left out: case_00099",
-    ]
-    assert json.loads(result.stdout)["mean"]["tumour"]["dice"] == pytest.approx(1 / 6)
 
 
 def test_a_prediction_is_post_processed_and_measured(

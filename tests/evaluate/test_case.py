@@ -5,7 +5,7 @@ import pytest
 
 from kitsattn.errors import KitsattnError
 from kitsattn.evaluate.case import score_case, score_labels
-from kitsattn.evaluate.metrics import METRICS, SURFACE_DICE, Metric
+from kitsattn.evaluate.metrics import METRICS, SURFACE_DICE, VOLUME, Metric, Scoring
 from kitsattn.labels import KITS23, protocol_of
 from kitsattn.volume.geometry import Geometry, Triple
 from kitsattn.volume.nifti import write_nifti
@@ -44,8 +44,10 @@ def test_dice_of_files_worked_by_hand(tmp_path: Path, prediction: np.ndarray, re
         "case_00003",
         write_labels(tmp_path / "prediction.nii.gz", prediction, axes=axes),
         write_labels(tmp_path / "reference.nii.gz", reference, axes="IPL"),
+        Scoring(),
     )
 
+    assert scores.turned == (axes != "IPL")
     assert scores.case == "case_00003"
     assert scores.regions == {
         "kidney_and_tumour": {"dice": pytest.approx(2 * 18 / 48)},
@@ -62,11 +64,13 @@ def test_surfaces_of_files_worked_by_hand(tmp_path: Path) -> None:
         "a",
         write_labels(tmp_path / "prediction.nii.gz", labels[0], axes="IPL"),
         write_labels(tmp_path / "reference.nii.gz", labels[1]),
-        metrics=METRICS,
+        Scoring(metrics=METRICS),
     )
 
     # Half of the elements coincide, the others lie a voxel of 0.9 mm apart: within both tolerances.
     expected = {"dice": 0, "surface_dice": 1, "hd95_mm": pytest.approx(0.9), "assd_mm": pytest.approx(0.45)}
+    voxel_ml = pytest.approx(5.0 * 0.7 * 0.9 / 1_000)
+    expected |= {"predicted_ml": voxel_ml, "reference_ml": voxel_ml, "volume_difference_ml": 0}
     assert scores.regions == {"kidney_and_tumour": expected, "tumour": expected}
 
 
@@ -75,7 +79,7 @@ def test_the_tolerance_is_the_regions() -> None:
     labels = np.zeros((2, 1, 1, 4), np.uint8)
     labels[0, 0, 0, 1] = labels[1, 0, 0, 2] = 2
 
-    scores = score_labels("a", labels[0], labels[1], (5.0, 0.7, 1.14), protocol=KITS23, metrics=[SURFACE_DICE])
+    scores = score_labels("a", labels[0], labels[1], (5.0, 0.7, 1.14), Scoring(KITS23, (SURFACE_DICE,)))
 
     found = {key: values["surface_dice"] for key, values in scores.regions.items()}
     assert found == {"kidney_and_masses": 0.5, "masses": 0.5, "tumour": 1}
@@ -84,16 +88,30 @@ def test_the_tolerance_is_the_regions() -> None:
 @pytest.mark.parametrize("metric", METRICS)
 def test_one_metric_is_what_it_is_among_all(metric: Metric, prediction: np.ndarray, reference: np.ndarray) -> None:
     """What else is asked for changes nothing."""
-    every = score_labels("a", prediction, reference, SPACING_MM, metrics=METRICS)
-    alone = score_labels("a", prediction, reference, SPACING_MM, metrics=[metric])
+    every = score_labels("a", prediction, reference, SPACING_MM, Scoring(metrics=METRICS))
+    alone = score_labels("a", prediction, reference, SPACING_MM, Scoring(metrics=(metric,)))
     for key, values in alone.regions.items():
-        assert values == {metric.key: every.regions[key][metric.key]}
+        assert values == {part: every.regions[key][part] for part in (*metric.parts, metric.key)}
+
+
+def test_volumes_worked_by_hand(prediction: np.ndarray, reference: np.ndarray) -> None:
+    """The difference is prediction less reference, and zero is best."""
+    prediction[0, 0, 0:3] = 0
+
+    scores = score_labels("a", prediction, reference, (5.0, 2.0, 1.0), Scoring(metrics=(VOLUME,)))
+
+    assert scores.regions["kidney_and_tumour"] == {
+        "predicted_ml": pytest.approx(0.22),
+        "reference_ml": pytest.approx(0.24),
+        "volume_difference_ml": pytest.approx(-0.02),
+    }
+    assert VOLUME.error(-3.0) == VOLUME.error(3.0) == 3.0
 
 
 def test_missing_prediction_counts_as_background(tmp_path: Path, reference: np.ndarray) -> None:
     """Without a prediction a region scores 0 if the reference has it, and 1 if the reference has none either."""
     reference[reference == 2] = 1
-    scores = score_case("a", None, write_labels(tmp_path / "reference.nii.gz", reference))
+    scores = score_case("a", None, write_labels(tmp_path / "reference.nii.gz", reference), Scoring())
 
     assert scores.regions == {"kidney_and_tumour": {"dice": 0.0}, "tumour": {"dice": 1.0}}
 
@@ -104,7 +122,7 @@ def test_prediction_on_another_grid_is_refused(tmp_path: Path, prediction: np.nd
     truth = write_labels(tmp_path / "reference.nii.gz", reference)
 
     with pytest.raises(KitsattnError) as caught:
-        score_case("a", predicted, truth)
+        score_case("a", predicted, truth, Scoring())
 
     message = str(caught.value)
     assert f"{predicted} (4 x 5 x 6 voxels of 4 x 0.7 x 0.9 mm, first voxel at (10, -20, 30) mm" in message
@@ -119,7 +137,7 @@ def test_prediction_of_another_shape_is_refused(tmp_path: Path, prediction: np.n
     truth = write_labels(tmp_path / "reference.nii.gz", reference)
 
     with pytest.raises(KitsattnError, match=r"shape \(z, y, x\) \(3, 5, 6\) against \(4, 5, 6\)"):
-        score_case("a", predicted, truth)
+        score_case("a", predicted, truth, Scoring())
 
 
 def test_unknown_labels_in_the_reference_are_refused(
@@ -131,9 +149,9 @@ def test_unknown_labels_in_the_reference_are_refused(
     truth = write_labels(tmp_path / "reference.nii.gz", reference)
 
     with pytest.raises(KitsattnError, match=r"reference\.nii\.gz holds the unknown labels \[3, 4\]: .*, 2 tumour"):
-        score_case("a", predicted, truth)
+        score_case("a", predicted, truth, Scoring())
     with pytest.raises(KitsattnError, match=r"reference\.nii\.gz holds the unknown labels \[4\]: .*, 3 cyst$"):
-        score_case("a", predicted, truth, protocol=KITS23)
+        score_case("a", predicted, truth, Scoring(KITS23))
 
 
 def test_a_cyst_in_a_kits19_reference_names_the_other_protocol(tmp_path: Path, reference: np.ndarray) -> None:
@@ -142,7 +160,7 @@ def test_a_cyst_in_a_kits19_reference_names_the_other_protocol(tmp_path: Path, r
     truth = write_labels(tmp_path / "reference.nii.gz", reference)
 
     with pytest.raises(KitsattnError, match=r"reference\.nii\.gz holds the label 3, .* add --protocol kits23$"):
-        score_case("a", None, truth)
+        score_case("a", None, truth, Scoring())
 
 
 def test_cysts_worked_by_hand(tmp_path: Path) -> None:
@@ -154,7 +172,7 @@ def test_cysts_worked_by_hand(tmp_path: Path) -> None:
         "a",
         write_labels(tmp_path / "prediction.nii.gz", prediction),
         write_labels(tmp_path / "reference.nii.gz", reference),
-        protocol=KITS23,
+        Scoring(KITS23),
     )
 
     # Voxels predicted, true and both: 9, 9, 8 labelled; 6, 5, 4 in masses; 3, 2, 1 in tumours.
@@ -170,7 +188,7 @@ def test_labels_that_are_not_a_challenges_are_scored_one_by_one() -> None:
     reference = np.array([[[1, 1, 2, 0]]])
     protocol = protocol_of({"background": 0, "liver": 1, "spleen": 2})
 
-    scores = score_labels("a", np.array([[[1, 2, 2, 0]]]), reference, (1.0, 1.0, 1.0), protocol=protocol)
+    scores = score_labels("a", np.array([[[1, 2, 2, 0]]]), reference, (1.0, 1.0, 1.0), Scoring(protocol))
 
     assert scores.regions == {"liver": {"dice": pytest.approx(2 / 3)}, "spleen": {"dice": pytest.approx(2 / 3)}}
 
@@ -180,10 +198,10 @@ def test_unknown_labels_in_the_prediction_are_background(
 ) -> None:
     """By the rules of KiTS19 other values count as background; the log names them."""
     truth = write_labels(tmp_path / "reference.nii.gz", reference)
-    expected = score_case("a", write_labels(tmp_path / "prediction.nii.gz", prediction), truth)
+    expected = score_case("a", write_labels(tmp_path / "prediction.nii.gz", prediction), truth, Scoring())
     prediction[3, 4, 3:] = (3, 7, 7)
 
-    scores = score_case("a", write_labels(tmp_path / "other.nii.gz", prediction), truth)
+    scores = score_case("a", write_labels(tmp_path / "other.nii.gz", prediction), truth, Scoring())
 
     assert scores == expected
     assert (
@@ -199,13 +217,13 @@ def test_real_label_map_scores_1_against_itself_in_another_orientation(tmp_path:
     turned = tmp_path / "turned.nii.gz"
     write_nifti(turned, read_labels(published), axes="LAS")
 
-    scores = score_case("case_00056", turned, published)
+    scores = score_case("case_00056", turned, published, Scoring())
 
     assert scores.regions == {"kidney_and_tumour": {"dice": 1.0}, "tumour": {"dice": 1.0}}
 
 
 def test_arrays_are_scored_without_files(prediction: np.ndarray, reference: np.ndarray) -> None:
     """Label maps in memory score like the same ones in files."""
-    scores = score_labels("a", prediction, reference, (1.0, 1.0, 1.0))
+    scores = score_labels("a", prediction, reference, (1.0, 1.0, 1.0), Scoring())
 
     assert scores.regions["kidney_and_tumour"]["dice"] == pytest.approx(0.75)

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from kitsattn.evaluate.case import CaseScores
-from kitsattn.evaluate.metrics import DICE, HD95, SURFACE_DICE
+from kitsattn.evaluate.metrics import DICE, HD95, SURFACE_DICE, Scoring
 from kitsattn.evaluate.overlap import EMPTY_RULE
 from kitsattn.evaluate.report import write_csv, write_report, write_summary
-from kitsattn.evaluate.run import Scores
-from kitsattn.labels import KITS19, KITS23
+from kitsattn.evaluate.scores import Scores
+from kitsattn.labels import KITS23
 from kitsattn.notices import RESEARCH_NOTICE, SYNTHETIC_SCORES_NOTICE
 
 
@@ -20,7 +20,7 @@ def scores() -> Scores:
         CaseScores(case, {"kidney_and_tumour": {"dice": kidney}, "tumour": {"dice": tumour}})
         for case, kidney, tumour in (("case_00001", 0.75, 0.5), ("case_00002", 0.0, 1.0))
     )
-    return Scores(cases, KITS19, missing=("case_00002",), surplus=("case_00009",))
+    return Scores(cases, Scoring(), missing=("case_00002",), surplus=("case_00009",))
 
 
 def test_summary_holds_scores_and_provenance(tmp_path: Path, scores: Scores) -> None:
@@ -54,11 +54,11 @@ def test_report_says_what_the_numbers_are(
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     for part in (
         "<h1>A fold</h1>",
-        "Scores of 2 cases: composite 0.562",
+        "Dice (2 cases), composite 0.562",
         ">0.750<",
         ">0.375<",
         "case_00001. Dice: kidney and tumour 0.750, tumour 0.500.",
-        "Dice coefficient (KiTS19). Kidney and tumour: labels 1 (kidney) and 2 (tumour) as one region. Tumour: label 2",
+        "KiTS19. Kidney and tumour: labels 1 (kidney) and 2 (tumour) as one region. Tumour: label 2",
         "with the outlines of kidney and tumour, predicted and reference.",
         "No prediction was found for case_00002: scored as all background.",
         "Left out, having no reference: case_00009.",
@@ -77,17 +77,17 @@ def test_report_of_kits23_has_a_column_for_each_of_its_regions(tmp_path: Path) -
     image = tmp_path / "a.png"
     image.write_bytes(b"\x89PNG and so on")
     dice = {"kidney_and_masses": {"dice": 0.9}, "masses": {"dice": 0.8}, "tumour": {"dice": 0.4}}
-    scores = Scores((CaseScores("a", dice),), KITS23)
+    scores = Scores((CaseScores("a", dice),), Scoring(KITS23))
 
     write_report(tmp_path / "report.html", scores, title="", provenance={}, synthetic=False, images={"a": image})
 
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     for part in (
-        "Scores of 1 case: composite 0.700",
-        "Kidney and masses, Dice",
-        "Masses, Dice",
-        "Tumour, Dice",
-        "Dice coefficient (KiTS23). Kidney and masses: labels 1 (kidney), 2 (tumour) and 3 (cyst) as one region.",
+        "Dice (1 case), composite 0.700",
+        '<th scope="col">Kidney and masses',
+        '<th scope="col">Masses',
+        '<th scope="col">Tumour',
+        "KiTS23. Kidney and masses: labels 1 (kidney), 2 (tumour) and 3 (cyst) as one region.",
         "Masses: labels 2 (tumour) and 3 (cyst) as one region. Tumour: label 2 (tumour).",
         "a. Dice: kidney and masses 0.900, masses 0.800, tumour 0.400.",
         "with the outlines of kidney, tumour and cyst, predicted and reference.",
@@ -103,7 +103,7 @@ def test_csv_has_the_challenges_columns(tmp_path: Path) -> None:
         for name, dice in (("case_00001", 0.9), ("case_00002", 0.7))
     )
 
-    write_csv(tmp_path / "evaluation.csv", Scores(cases, KITS23, metrics=(DICE, SURFACE_DICE)))
+    write_csv(tmp_path / "evaluation.csv", Scores(cases, Scoring(KITS23, (DICE, SURFACE_DICE))))
 
     assert (tmp_path / "evaluation.csv").read_text().splitlines() == [
         "caseID,Dice_kidney,Dice_masses,Dice_tumor,SD_kidney,SD_masses,SD_tumor",
@@ -118,7 +118,7 @@ def test_csv_of_other_regions_and_of_what_is_not_defined(tmp_path: Path) -> None
     nan = float("nan")
     cases = (CaseScores("a,b", {"kidney_and_tumour": {"hd95_mm": 2.5}, "tumour": {"hd95_mm": nan}}),)
 
-    write_csv(tmp_path / "evaluation.csv", Scores(cases, KITS19, metrics=(HD95,)))
+    write_csv(tmp_path / "evaluation.csv", Scores(cases, Scoring(metrics=(HD95,))))
 
     assert (tmp_path / "evaluation.csv").read_text().splitlines() == [
         "caseID,HD95_mm_kidney_and_tumour,HD95_mm_tumour",

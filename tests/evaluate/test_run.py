@@ -1,3 +1,4 @@
+from math import inf, nan
 from pathlib import Path
 
 import numpy as np
@@ -5,21 +6,15 @@ import pytest
 
 from kitsattn.errors import KitsattnError
 from kitsattn.evaluate.case import CaseScores
-from kitsattn.evaluate.metrics import ASSD, DISTANCE_RULE, HD95, SURFACE_DICE
+from kitsattn.evaluate.match import match_cases
+from kitsattn.evaluate.metrics import ASSD, DICE, DISTANCE_RULE, HD95, SURFACE_DICE, VOLUME, Scoring
 from kitsattn.evaluate.overlap import EMPTY_RULE
-from kitsattn.evaluate.run import CasePair, MatchedCases, Scores, choose_protocol, evaluate_cases, match_cases
-from kitsattn.files import write_json
-from kitsattn.labels import KITS19, KITS23, KITS23_LABELS, ScoringProtocol
+from kitsattn.evaluate.run import evaluate_cases
+from kitsattn.evaluate.scores import Scores
+from kitsattn.labels import KITS19, KITS23
 from kitsattn.volume.geometry import Geometry
 from kitsattn.volume.nifti import write_nifti
 from kitsattn.volume.volume import Volume
-
-
-def touch(path: Path) -> Path:
-    """Make an empty file: matching goes by names alone."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
-    return path
 
 
 def write_row(path: Path, *values: int) -> Path:
@@ -27,99 +22,6 @@ def write_row(path: Path, *values: int) -> Path:
     geometry = Geometry.axial((1, 1, len(values)), (5.0, 0.7, 0.9))
     write_nifti(path, Volume(np.array([[values]], dtype=np.uint8), geometry))
     return path
-
-
-def test_two_files_are_one_case(tmp_path: Path) -> None:
-    """Two files are paired whatever their names; the case is named after the reference."""
-    prediction = touch(tmp_path / "out.nii.gz")
-    reference = touch(tmp_path / "case_00003" / "segmentation.nii.gz")
-
-    assert match_cases(prediction, reference) == MatchedCases((CasePair("case_00003", prediction, reference),))
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "prediction_00007.nii.gz",
-        "case_00007.nii.gz",
-        "case_00007.nii",
-        "case_00007.nrrd",
-        "case_00007.mha",
-        "case_00007/segmentation.nii.gz",
-        "case_00007/aggregated_MAJ_seg.nii.gz",
-    ],
-)
-def test_folders_are_matched_by_case_id(tmp_path: Path, name: str) -> None:
-    """The layouts of KiTS submissions, of the KiTS data and of plain folders all name the same case."""
-    prediction = touch(tmp_path / "predictions" / name)
-    touch(tmp_path / "predictions" / "summary.json")
-    touch(tmp_path / "predictions" / ".1234.part.case_00008.nii.gz")
-    reference = touch(tmp_path / "data" / "case_00007" / "segmentation.nii.gz")
-    touch(tmp_path / "data" / "case_00007" / "imaging.nii.gz")
-
-    matched = match_cases(tmp_path / "predictions", tmp_path / "data")
-
-    assert matched == MatchedCases((CasePair("case_00007", prediction, reference),))
-
-
-def test_missing_and_surplus_predictions_are_listed(tmp_path: Path) -> None:
-    """A reference without prediction stays in, a prediction without reference is left out."""
-    for name in ("b", "c", "d"):
-        touch(tmp_path / "predictions" / f"{name}.nii.gz")
-    for name in ("a", "b"):
-        touch(tmp_path / "references" / f"{name}.nii.gz")
-
-    matched = match_cases(tmp_path / "predictions", tmp_path / "references")
-
-    assert [(pair.case, pair.prediction is None) for pair in matched.pairs] == [("a", True), ("b", False)]
-    assert matched.missing == ("a",)
-    assert matched.surplus == ("c", "d")
-
-
-def test_nothing_matched_is_an_error_that_shows_the_names(tmp_path: Path) -> None:
-    """Where no name agrees the error shows some of each, so that the user sees the difference."""
-    for number in range(5):
-        touch(tmp_path / "predictions" / f"kits_{number}.nii.gz")
-    touch(tmp_path / "references" / "case_00001.nii.gz")
-
-    with pytest.raises(KitsattnError, match=r"\(kits_0, kits_1, kits_2 and 2 more\).*\(case_00001\).*alike in both"):
-        match_cases(tmp_path / "predictions", tmp_path / "references")
-
-
-def test_folder_without_label_maps_is_refused(tmp_path: Path) -> None:
-    """An empty folder is named, with the layouts that are understood."""
-    (tmp_path / "predictions").mkdir()
-    touch(tmp_path / "references" / "case_00001.nii.gz")
-
-    with pytest.raises(KitsattnError, match=r"predictions holds no label maps: .*case_00000/segmentation\.nii\.gz"):
-        match_cases(tmp_path / "predictions", tmp_path / "references")
-
-
-def test_two_files_of_one_case_are_refused(tmp_path: Path) -> None:
-    """Which of two label maps counts is for the user to say."""
-    touch(tmp_path / "predictions" / "prediction_00001.nii.gz")
-    touch(tmp_path / "predictions" / "case_00001.nii.gz")
-    touch(tmp_path / "references" / "case_00001.nii.gz")
-
-    with pytest.raises(KitsattnError, match="are both label maps of case_00001: keep one"):
-        match_cases(tmp_path / "predictions", tmp_path / "references")
-
-
-@pytest.mark.parametrize("swapped", [False, True])
-def test_file_against_folder_is_refused(tmp_path: Path, swapped: bool) -> None:  # noqa: FBT001 - a parameter
-    """One file cannot be matched with a folder, either way round."""
-    file = touch(tmp_path / "out.nii.gz")
-    touch(tmp_path / "references" / "case_00001.nii.gz")
-    paths = [file, tmp_path / "references"]
-
-    with pytest.raises(KitsattnError, match=r"out\.nii\.gz is a file but .*references is a folder"):
-        match_cases(*(reversed(paths) if swapped else paths))
-
-
-def test_path_that_does_not_exist_is_refused(tmp_path: Path) -> None:
-    """A wrong path is named."""
-    with pytest.raises(KitsattnError, match="nowhere does not exist"):
-        match_cases(tmp_path / "nowhere", tmp_path)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -134,6 +36,7 @@ def test_cohort_worked_by_hand(tmp_path: Path, workers: int) -> None:
 
     scores = evaluate_cases(
         match_cases(predictions, references),
+        Scoring(),
         workers=workers,
         progress=lambda label, done, total: reports.append((label, done, total)),
     )
@@ -156,6 +59,8 @@ def test_cohort_worked_by_hand(tmp_path: Path, workers: int) -> None:
         "rules": [EMPTY_RULE],
         "missing": ["b"],
         "surplus": ["z"],
+        "turned": [],
+        "failed": {},
     }
     assert reports == [("evaluate", 0, 2), ("evaluate", 1, 2), ("evaluate", 2, 2)]
 
@@ -170,7 +75,7 @@ def test_cohort_with_cysts_worked_by_hand(tmp_path: Path, workers: int) -> None:
     write_row(references / "b.nii.gz", 1, 1, 0, 0)
     write_row(references / "c.nii.gz", 1, 3)
 
-    scores = evaluate_cases(match_cases(predictions, references), protocol=KITS23, workers=workers)
+    scores = evaluate_cases(match_cases(predictions, references), Scoring(KITS23), workers=workers)
 
     # a: 5 of 5 and 5 labelled; 3 of 3 and 4 masses; 1 of 1 and 2 tumours. b: 2 of 3 and 2; a mass of none; no tumour.
     # c: nothing of 2 labelled and of 1 mass; no tumour.
@@ -202,6 +107,8 @@ def test_cohort_with_cysts_worked_by_hand(tmp_path: Path, workers: int) -> None:
         "rules": [EMPTY_RULE],
         "missing": ["c"],
         "surplus": [],
+        "turned": [],
+        "failed": {},
     }
 
 
@@ -212,14 +119,14 @@ def test_a_distance_that_is_not_defined_is_left_out_of_the_mean(tmp_path: Path) 
     write_row(references / "a.nii.gz", 1, 1, 1, 0)
     write_row(references / "b.nii.gz", 1, 1, 0, 0)
 
-    scores = evaluate_cases(match_cases(predictions, references), metrics=[SURFACE_DICE, HD95]).to_json()
+    scores = evaluate_cases(match_cases(predictions, references), Scoring(metrics=(SURFACE_DICE, HD95))).to_json()
 
     assert [case["kidney_and_tumour"]["hd95_mm"] for case in scores["cases"]] == [pytest.approx(0.9), None]
     assert scores["mean"]["kidney_and_tumour"] == {"surface_dice": 0.5, "hd95_mm": pytest.approx(0.9)}
     assert scores["mean"]["tumour"] == {"surface_dice": 1.0, "hd95_mm": 0.0}
     assert "composite" not in scores
     tolerances = "Tolerances of surface Dice: kidney_and_tumour 1.033 mm, tumour 1.15 mm."
-    assert scores["rules"] == [EMPTY_RULE, DISTANCE_RULE, tolerances]
+    assert scores["rules"] == [EMPTY_RULE, DISTANCE_RULE, tolerances, "Definition of surfaces: surface-distance."]
 
 
 def test_a_distance_that_is_defined_for_no_case_has_no_mean(tmp_path: Path) -> None:
@@ -227,7 +134,7 @@ def test_a_distance_that_is_defined_for_no_case_has_no_mean(tmp_path: Path) -> N
     reference = write_row(tmp_path / "reference.nii.gz", 1, 0)
     empty = write_row(tmp_path / "empty.nii.gz", 0, 0)
 
-    scores = evaluate_cases(match_cases(empty, reference), metrics=[ASSD]).to_json()
+    scores = evaluate_cases(match_cases(empty, reference), Scoring(metrics=(ASSD,))).to_json()
 
     assert scores["mean"] == {"kidney_and_tumour": {"assd_mm": None}, "tumour": {"assd_mm": 0.0}}
     assert scores["spread"]["kidney_and_tumour"]["assd_mm"] == {
@@ -236,44 +143,7 @@ def test_a_distance_that_is_defined_for_no_case_has_no_mean(tmp_path: Path) -> N
         "sd": None,
         "mean_ci95": None,
     }
-    assert scores["rules"] == [DISTANCE_RULE]
-
-
-@pytest.mark.parametrize("place", ["raw", "raw/labels", "raw/labels/case_00001.nii.gz"])
-def test_the_protocol_is_that_of_the_description_above_the_references(tmp_path: Path, place: str) -> None:
-    """The labels in the nearest description decide, be it beside the references or above them."""
-    touch(tmp_path / "raw" / "labels" / "case_00001.nii.gz")
-    write_json(tmp_path / "raw" / "kitsattn-dataset.json", {"labels": dict(KITS23_LABELS)})
-
-    assert choose_protocol(tmp_path / place) == KITS23
-
-
-def test_labels_of_no_challenge_are_a_protocol_of_their_own(tmp_path: Path) -> None:
-    """A description with other labels has them scored one by one."""
-    write_json(tmp_path / "kitsattn-dataset.json", {"labels": {"background": 0, "liver": 1}})
-
-    assert [region.key for region in choose_protocol(tmp_path).regions] == ["liver"]
-
-
-@pytest.mark.parametrize(
-    ("mark", "expected"), [("kits23.json", KITS23), ("case_00001/instances/tumor.nii.gz", KITS23), ("LICENSE", KITS19)]
-)
-def test_without_labels_in_a_description_the_marks_of_kits23_decide(
-    tmp_path: Path, mark: str, expected: ScoringProtocol
-) -> None:
-    """KiTS23's own files show that there may be cysts; nothing that is known of the labels means KiTS19."""
-    touch(tmp_path / "data" / "case_00001" / "segmentation.nii.gz")
-    touch(tmp_path / "data" / mark)
-    write_json(tmp_path / "kitsattn-dataset.json", {"name": "named"})
-
-    assert choose_protocol(tmp_path / "data") == expected
-
-
-def test_label_maps_with_nothing_around_them_are_scored_as_kits19(tmp_path: Path) -> None:
-    """A file, or a folder of files, says nothing of its labels."""
-    file = touch(tmp_path / "case_00001.nii.gz")
-
-    assert (choose_protocol(file), choose_protocol(tmp_path)) == (KITS19, KITS19)
+    assert scores["rules"][0] == DISTANCE_RULE
 
 
 def test_composite_is_the_mean_of_the_mean_dice_values() -> None:
@@ -283,4 +153,71 @@ def test_composite_is_the_mean_of_the_mean_dice_values() -> None:
         for case, kidney, tumour in (("a", 0.9, 0.5), ("b", 1.0, 0.8))
     )
 
-    assert Scores(cases, KITS19).composite == pytest.approx((0.95 + 0.65) / 2)
+    assert Scores(cases, Scoring()).composite == pytest.approx((0.95 + 0.65) / 2)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_case_that_cannot_be_scored_costs_no_other(tmp_path: Path, workers: int) -> None:
+    """The others have their scores and the mean; the reason is one line that names the file."""
+    predictions, references = tmp_path / "predictions", tmp_path / "references"
+    for name in ("a", "b", "c"):
+        write_row(references / f"{name}.nii.gz", 1, 1, 2, 0)
+        write_row(predictions / f"{name}.nii.gz", 1, 1, 2, 0)
+    (predictions / "b.nii.gz").write_bytes(b"no label map")
+
+    scores = evaluate_cases(match_cases(predictions, references), Scoring(), workers=workers)
+
+    assert [case.case for case in scores.cases] == ["a", "c"]
+    assert scores.composite == 1
+    assert list(scores.failed) == ["b"]
+    assert str(predictions / "b.nii.gz") in scores.failed["b"]
+    assert "\n" not in scores.failed["b"]
+
+
+def test_where_no_case_can_be_scored_the_reason_is_the_first_ones(tmp_path: Path) -> None:
+    """There is nothing to give a mean of."""
+    predictions, references = tmp_path / "predictions", tmp_path / "references"
+    for name in ("a", "b"):
+        write_row(references / f"{name}.nii.gz", 1, 0)
+        (write_row(predictions / f"{name}.nii.gz", 1, 0)).write_bytes(b"no label map")
+
+    with pytest.raises(KitsattnError, match=r"^no case can be scored; of the first: .*predictions.a\.nii\.gz"):
+        evaluate_cases(match_cases(predictions, references), Scoring())
+
+
+def test_volumes_of_a_cohort_worked_by_hand(tmp_path: Path) -> None:
+    """Bias is the mean difference; limits of agreement lie 1.96 standard deviations beside it."""
+    predictions, references = tmp_path / "predictions", tmp_path / "references"
+    for name, voxels in (("a", 1), ("b", 3)):
+        write_row(references / f"{name}.nii.gz", 1, 1, 0, 0)
+        write_row(predictions / f"{name}.nii.gz", *(int(place < voxels) for place in range(4)))
+    voxel_ml = 5.0 * 0.7 * 0.9 / 1_000
+
+    scores = evaluate_cases(match_cases(predictions, references), Scoring(metrics=(VOLUME,))).to_json()
+
+    half = 1.96 * np.sqrt(2) * voxel_ml
+    assert scores["agreement"]["kidney_and_tumour"] == {
+        "bias_ml": pytest.approx(0),
+        "low_ml": pytest.approx(-half),
+        "high_ml": pytest.approx(half),
+    }
+    assert scores["cases"][1]["kidney_and_tumour"]["predicted_ml"] == pytest.approx(3 * voxel_ml)
+
+
+def test_the_worst_cases_stand_first() -> None:
+    """Low Dice, long distances, volumes far off either way, and what is not defined are bad."""
+    values = {"a": (0.9, 2.0, -5.0), "b": (0.5, 9.0, 1.0), "c": (0.7, nan, 3.0)}
+    metrics = (DICE, HD95, VOLUME)
+    cases = tuple(
+        CaseScores(
+            case, {region.key: dict(zip((m.key for m in metrics), found, strict=True)) for region in KITS19.regions}
+        )
+        for case, found in values.items()
+    )
+    scores = Scores(cases, Scoring(metrics=metrics))
+
+    orders = {metric.key: "".join(case.case for case in scores.worst_first(metric)) for metric in metrics}
+
+    assert orders == {"dice": "bca", "hd95_mm": "cba", "volume_difference_ml": "acb"}
+    assert scores.worst_first() == scores.worst_first(DICE)
+    assert HD95.error(nan) == inf
