@@ -73,8 +73,9 @@ class ObjectContext(nn.Module):
         self.sizes = (half, half, half)
         self.scale = half**-0.5
         self.pooled = pooled
-        self.projection = nn.Conv2d(channels, sum(self.sizes), kernel_size=1)
+        # Of two thirds of the projection's channels: before it, since right behind it `folding` would take all.
         self.norm = nn.BatchNorm2d(2 * half)
+        self.projection = nn.Conv2d(channels, sum(self.sizes), kernel_size=1)
         self.context = nn.Conv2d(half, channels, kernel_size=1)
         nn.init.zeros_(self.context.weight)
         nn.init.zeros_(self.context.bias)  # type: ignore[arg-type]  # it has one

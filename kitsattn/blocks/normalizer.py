@@ -6,6 +6,7 @@ convolution and repetition, and the contraction's maps are concatenated to resto
 """
 
 from collections.abc import Sequence
+from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -40,14 +41,40 @@ class Normalizer(nn.Module):
         """
         skipped = []
         for level, convolution in enumerate(self.contraction):
-            x = convolution(x if level == 0 else max_pool2d(x, 2, ceil_mode=True))
+            x = convolution(x if level == 0 else _pool(x))
             skipped.append(x)
         for level in reversed(range(len(self.expansion))):
-            skip = skipped[level]
-            repeated = interpolate(x, scale_factor=2, mode="nearest")[..., : skip.shape[-2], : skip.shape[-1]]
-            x = self.expansion[level](torch.cat([skip, repeated], dim=1))
+            x = self.expansion[level](_join(skipped[level], x))
         output: Tensor = self.output(x)
         return output
+
+
+def _pool(x: Tensor) -> Tensor:
+    """Return the maxima of 2 x 2 positions."""
+    even = x.shape[-2] % 2 == x.shape[-1] % 2 == 0
+    if not (_only_predicts(x) and even):
+        return max_pool2d(x, 2, ceil_mode=True)
+    rows = torch.maximum(x[..., 0::2, :], x[..., 1::2, :])
+    return torch.maximum(rows[..., 0::2], rows[..., 1::2])
+
+
+def _join(skip: Tensor, x: Tensor) -> Tensor:
+    """Concatenate a map with one of half its size, repeated."""
+    channels, height, width = skip.shape[1:]
+    if not _only_predicts(x):
+        repeated = interpolate(x, scale_factor=2, mode="nearest")[..., :height, :width]
+        return torch.cat([skip, repeated], dim=1)
+    shape = (len(skip), channels + x.shape[1], height, width)
+    joined = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
+    joined[:, :channels] = skip
+    for row, column in product((0, 1), repeat=2):
+        joined[:, channels:, row::2, column::2] = x[..., : (height - row + 1) // 2, : (width - column + 1) // 2]
+    return joined
+
+
+def _only_predicts(x: Tensor) -> bool:
+    """Tell whether no gradient is wanted on a CPU: PyTorch's pooling and repetition there keep more than is needed."""
+    return x.device.type == "cpu" and not torch.is_grad_enabled()
 
 
 def _convolution(in_channels: int, out_channels: int) -> nn.Sequential:

@@ -34,22 +34,25 @@ class ResidualBlock(nn.Module):
     ) -> None:
         """Build the convolutions, named as in torchvision."""
         super().__init__()
+        self.relu = nn.ReLU(inplace=True)  # behind the sum: here it stands right behind no convolution, see `packing`
         out_channels = width * _EXPANSION[kind]
         if kind == "basic":
             self.conv1 = _conv3x3(in_channels, width, stride, dilation)
             self.bn1 = nn.BatchNorm2d(width)
+            self.relu1 = nn.ReLU(inplace=True)
             self.conv2 = _conv3x3(width, out_channels, 1, next_dilation)
             self.bn2 = nn.BatchNorm2d(out_channels)
             self.convolutions = 2
         else:
             self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
             self.bn1 = nn.BatchNorm2d(width)
+            self.relu1 = nn.ReLU(inplace=True)
             self.conv2 = _conv3x3(width, width, stride, dilation)
             self.bn2 = nn.BatchNorm2d(width)
+            self.relu2 = nn.ReLU(inplace=True)
             self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
             self.bn3 = nn.BatchNorm2d(out_channels)
             self.convolutions = 3
-        self.relu = nn.ReLU(inplace=True)
         self.downsample: nn.Sequential | None = None
         if stride != 1 or in_channels != out_channels:
             shortcut = nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
@@ -57,9 +60,9 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (batch, in_channels, height, width) to (batch, out_channels, height / stride, width / stride)."""
-        y = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        y = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
         if self.convolutions == 3:  # noqa: PLR2004 - the bottleneck's third
-            y = self.bn3(self.conv3(self.relu(y)))
+            y = self.bn3(self.conv3(self.relu2(y)))
         shortcut = x if self.downsample is None else self.downsample(x)
         output: Tensor = self.relu(y + shortcut)
         return output

@@ -183,6 +183,8 @@ def predict(
 
     Example: kitsattn predict in.nii.gz out.nii.gz
     """
+    from kitsattn.predict.cases import read_ahead
+
     places = Workspace.choose(workspace)
     many, cases = _choose_cases(source, output, places, format_)
     cases = [
@@ -200,6 +202,7 @@ def predict(
         msg = "--min-volume is a rule of post-processing: leave it or --no-postprocess out"
         raise KitsattnError(msg)
     finished = _find_finished(cases, report, overwrite=overwrite, many=many)
+    first_scan = None if many else read_ahead(cases[0])  # of many scans, each process has others
 
     # Only now: loading torch takes seconds, and what is wrong with the paths is known without it.
     import torch
@@ -239,6 +242,7 @@ def predict(
                 inference,
                 rules=_choose_rules(min_volume) if post_process else None,
                 overwrite=overwrite,
+                first_scan=first_scan,
                 progress=progress,
             )
         shown = finished if report is not None else []

@@ -119,6 +119,7 @@ def overlay_sheet(
     *,
     title: str,
     note: str = "",
+    parts: bool = True,
 ) -> None:
     """Draw the outlines of kidney and tumour on slices of a scan, as a PNG.
 
@@ -133,13 +134,16 @@ def overlay_sheet(
         reference: Reference labels, the same.
         title: The sheet's headline, e.g. the case's id; "no kidney found" is added to it where that is so.
         note: A line below it, e.g. that the data are synthetic. Both stand in the PNG's metadata too.
+        parts: Whether labels are those of KiTS; of other ones there is one outline, around all of them.
 
     Raises:
         KitsattnError: If the file cannot be written.
         ValueError: If a label map has another shape than the scan.
     """
     outlines = [
-        (pen, labels) for pen, labels in ((_PREDICTED, predicted), (_REFERENCE, reference)) if labels is not None
+        (pen, labels if parts else (labels != BACKGROUND).astype(np.uint8))
+        for pen, labels in ((_PREDICTED, predicted), (_REFERENCE, reference))
+        if labels is not None
     ]
     for pen, labels in outlines:
         if labels.shape != scan.array.shape:
@@ -149,7 +153,7 @@ def overlay_sheet(
     views = [_axial_view(scan, outlines, slices, z) for z in slices.axial]
     views.append(_coronal_view(scan, outlines, slices))
     figure = _draw_panels(views, _SHEET)
-    headline = f"{title}: no kidney found" if outlines and not slices.kidney_found else title
+    headline = f"{title}: no {'kidney' if parts else 'label'} found" if outlines and not slices.kidney_found else title
     height_in = figure.get_figheight()
     for text, down_in, colour, size, weight in (
         (headline, 0.3, _TEXT, 17, "bold"),
@@ -157,7 +161,7 @@ def overlay_sheet(
         (_FOOTNOTE, height_in - 0.2, _FAINT, 10, "normal"),
     ):
         _write(figure, text, down_in, color=colour, fontsize=size, fontweight=weight)
-    _draw_legend(figure, views, "upper left", (_EDGE_IN, 0.9), fontsize=11)
+    _draw_legend(figure, views, "upper left", (_EDGE_IN, 0.9), fontsize=11, parts=parts)
     _save(figure, path, format="png", metadata={"Title": headline, "Description": note})
 
 
@@ -294,6 +298,8 @@ def _draw_legend(
     corner: Literal["upper left", "upper right"],
     place_in: tuple[float, float],
     fontsize: float,
+    *,
+    parts: bool = True,
 ) -> None:
     """Explain the outlines; the legend's `corner` lies `place_in` from the left and from the top."""
     outlined = [outline for view in views for outline in view.outlines]
@@ -302,6 +308,8 @@ def _draw_legend(
     for pen in dict.fromkeys(pen for pen, _ in outlined):
         regions = {"kidney, tumour and cyst" if cysts else "kidney and tumour": pen.kidney_colour}
         regions["tumour"] = pen.tumour_colour
+        if not parts:
+            regions = {"all labels": pen.kidney_colour}
         if cysts:
             regions["cyst"] = pen.cyst_colour
         for region, colour in regions.items():

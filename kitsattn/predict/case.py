@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -54,8 +54,13 @@ class Prediction:
     picture: bytes | None = None
 
 
-def read_case(case: PredictionCase, *, overwrite: bool) -> Volume:
+def read_case(case: PredictionCase, *, overwrite: bool, scan: Callable[[], Volume] | None = None) -> Volume:
     """Read the scan of a case.
+
+    Args:
+        case: The case.
+        overwrite: Whether an existing target may be replaced.
+        scan: What `cases.read_ahead` gave; None reads the scan now.
 
     Raises:
         KitsattnError: If it cannot be read, is not in HU, or the target exists and may not be replaced, or is DICOM and
@@ -64,7 +69,7 @@ def read_case(case: PredictionCase, *, overwrite: bool) -> Volume:
     check_target(case.target, case.source, overwrite=overwrite)
     if case.target.suffix.lower() == DICOM_SUFFIX:
         check_source(case.source, case.series)
-    return told(check_hu(read_scan(case.source, case.series)), case.source)
+    return told(check_hu(scan() if scan else read_scan(case.source, case.series)), case.source)
 
 
 def told(scan: Volume, name: object) -> Volume:
@@ -156,7 +161,7 @@ def write_case(
 
         notice = SYNTHETIC_MODEL_NOTICE if ensemble.synthetic else RESEARCH_NOTICE
         title = f"{case.name}: {describe_volumes(volumes)}"
-        overlay_sheet(case.preview, scan, labels.array, None, title=title, note=notice)
+        overlay_sheet(case.preview, scan, labels.array, None, title=title, note=notice, parts=knows_classes(classes))
     picture = _small_picture(case.name, scan, labels) if case.pictured else None
     # Last: where it is, all is.
     if case.target.suffix.lower() == DICOM_SUFFIX:
@@ -171,7 +176,9 @@ def write_case(
 
 def _volumes_ml(ensemble: Ensemble, labels: Volume) -> dict[str, float]:
     classes = {name: value for name, value in ensemble.headers[0].labels.items() if value != BACKGROUND}
-    return {name: np.count_nonzero(labels.array == value) * labels.geometry.voxel_ml for name, value in classes.items()}
+    # Slice by slice, without a mask as large as the scan.
+    voxels = {name: sum(np.count_nonzero(one == value) for one in labels.array) for name, value in classes.items()}
+    return {name: count * labels.geometry.voxel_ml for name, count in voxels.items()}
 
 
 def describe_volumes(volumes_ml: Mapping[str, float]) -> str:

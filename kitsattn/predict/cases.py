@@ -2,14 +2,18 @@
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 
 from kitsattn.datasets.dataset import SCAN_SUFFIXES
 from kitsattn.datasets.kits import IMAGE_NAME, find_cases_folder, scan_name
 from kitsattn.errors import KitsattnError
 from kitsattn.files import unreadable
-from kitsattn.volume.formats import is_dicom_file
+from kitsattn.volume.formats import is_dicom_file, read_scan
+from kitsattn.volume.volume import Volume
 from kitsattn.words import name_some
 
 DICOM_SUFFIX = ".dcm"
@@ -44,6 +48,30 @@ class PredictionCase:
     preview: Path | None = None
     probabilities: Path | None = None
     pictured: bool = False
+
+
+def read_ahead(case: PredictionCase) -> Callable[[], Volume]:
+    """Begin to read the scan of a case, beside whatever this thread does next.
+
+    Returns:
+        What waits for the scan and gives it, or raises what reading it raised. To be called once: the scan is not kept.
+    """
+    outcomes: SimpleQueue[Volume | Exception] = SimpleQueue()
+
+    def read() -> None:
+        try:
+            outcomes.put(read_scan(case.source, case.series))
+        except Exception as error:  # noqa: BLE001 - any: it is raised where it is waited for
+            outcomes.put(error)
+
+    def wait() -> Volume:
+        outcome = outcomes.get()
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    Thread(target=read, daemon=True).start()  # a daemon: who meanwhile fails or is stopped need not wait for it
+    return wait
 
 
 def holds_cases(source: Path) -> bool:

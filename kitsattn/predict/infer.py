@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 
 from kitsattn.batches.slabs import slab_indices, slice_step, window_overlap
 from kitsattn.blocks.folding import fold_batch_norm
+from kitsattn.blocks.packing import pack_convolutions
 from kitsattn.checkpoint.file import load_checkpoint, load_model
 from kitsattn.checkpoint.header import Header
 from kitsattn.config import from_json
@@ -98,6 +99,8 @@ class Ensemble:
 def load_ensemble(paths: Sequence[Path], device: torch.device, precision: Precision) -> Ensemble:
     """Load checkpoints onto a device, their batch normalisations folded into the convolutions before them.
 
+    For bf16 on a CPU the convolutions are packed, too.
+
     Raises:
         KitsattnError: If a file is no checkpoint, or two of them were trained with different plans or labels.
     """
@@ -112,6 +115,8 @@ def load_ensemble(paths: Sequence[Path], device: torch.device, precision: Precis
         config = model_entry(header.model).read_config(header.config, f"{path}: model settings")
         model = load_model(checkpoint, str(path))
         fold_batch_norm(model)
+        if device.type == "cpu" and precision == "bf16":
+            pack_convolutions(model)
         model = to_device(model, device)
         members.append(Member(model, config.slices, config.slab_step_mm))
     plan = from_json(Plan, first.plan, f"{paths[0]}: plan")

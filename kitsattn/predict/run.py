@@ -22,6 +22,7 @@ def predict_cases(
     *,
     rules: Postprocessing | None = DEFAULT_RULES,
     overwrite: bool = False,
+    first_scan: Callable[[], Volume] | None = None,
     progress: Progress = silent,
 ) -> list[Prediction | KitsattnError]:
     """Predict cases, whatever becomes of some of them. Three scans are held at most.
@@ -32,14 +33,15 @@ def predict_cases(
         inference: How the networks are run.
         rules: Of post-processing, see `write_case`.
         overwrite: Whether existing targets may be replaced.
+        first_scan: What `cases.read_ahead` gave for the first case, if its scan is being read already.
         progress: Called with the cases done, if there are several, and with the slices done of each.
 
     Returns:
         For each case, in their order, what was predicted, or the error it failed with.
     """
 
-    def read(case: PredictionCase) -> Volume | KitsattnError:
-        return attempt(case, lambda: read_case(case, overwrite=overwrite))
+    def read(case: PredictionCase, scan: Callable[[], Volume] | None = None) -> Volume | KitsattnError:
+        return attempt(case, lambda: read_case(case, overwrite=overwrite, scan=scan))
 
     def predict_and_write(case: PredictionCase, scan: Volume) -> Callable[[], Prediction | KitsattnError]:
         predicted = attempt(case, lambda: predict_scan(ensemble, case, scan, inference, progress=progress))
@@ -53,7 +55,7 @@ def predict_cases(
     writing: Future[Prediction | KitsattnError] | None = None
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
         try:
-            reading = [reader.submit(read, case) for case in cases[:1]]
+            reading = [reader.submit(read, case, first_scan) for case in cases[:1]]
             for number, case in enumerate(cases):
                 if len(cases) > 1:
                     progress("cases", number, len(cases))

@@ -15,6 +15,7 @@ from kitsattn.evaluate.run import evaluate_cases
 from kitsattn.evaluate.scores import Scores
 from kitsattn.figures.overlay import overlay_sheet
 from kitsattn.jobs import Progress, silent
+from kitsattn.labels import KITS19, KITS23
 from kitsattn.notices import RESEARCH_NOTICE
 from kitsattn.predict.cases import PredictionCase
 from kitsattn.predict.infer import load_ensemble
@@ -137,6 +138,7 @@ def score_held_out(job: FoldJob, checkpoint: Path, *, progress: Progress = silen
             read_labels(source.labels).array,
             title=f"{job.dataset.name} {case_id}, held out of fold {job.fold}",
             note=("SYNTHETIC phantom. " if job.dataset.synthetic else "") + RESEARCH_NOTICE,
+            parts=job.protocol in (KITS19, KITS23),
         )
     scores = evaluate_cases(MatchedCases(tuple(pairs)), Scoring(job.protocol), progress=progress)
     for reason in scores.failed.values():

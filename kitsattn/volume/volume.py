@@ -1,6 +1,7 @@
 """A volume: an array with its geometry, and the memory of how it lay in its file."""
 
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ from numpy.typing import NDArray
 
 from kitsattn.volume.geometry import Geometry
 
-_COLUMNS = 16
+_TILE = (32, 8, 32)
+"""Voxels that are copied at once where the fastest axis changes."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,8 @@ class FileGrid:
         turned = self.to_canonical(array)
         if abs(turned.strides[2]) == turned.itemsize:
             return np.ascontiguousarray(turned)
-        # KiTS19 files have the slice axis fastest. A few columns at a time, what is read together is still in the cache
-        # when its neighbours are wanted: 0.24 s for 270 x 512 x 512 int16 instead of 0.89 s.
         copy = np.empty(turned.shape, turned.dtype)
-        for start in range(0, turned.shape[2], _COLUMNS):
-            copy[:, :, start : start + _COLUMNS] = turned[:, :, start : start + _COLUMNS]
+        copy_tiles(copy, turned)
         return copy
 
     def to_file(self, array: NDArray[Any]) -> NDArray[Any]:
@@ -77,3 +76,14 @@ class Volume:
     def with_array(self, array: NDArray[Any]) -> "Volume":
         """Return the same grid and source with another array."""
         return replace(self, array=array)
+
+
+def copy_tiles(target: NDArray[Any], source: NDArray[Any]) -> None:
+    """Copy an array of three axes into one of the same shape whose fastest axis is another.
+
+    KiTS19 files have the slice axis fastest. Tile by tile, what is read together is still in the cache when its
+    neighbours are wanted.
+    """
+    for corner in product(*(range(0, size, step) for size, step in zip(source.shape, _TILE, strict=True))):
+        tile = tuple(slice(start, start + step) for start, step in zip(corner, _TILE, strict=True))
+        target[tile] = source[tile]

@@ -8,6 +8,7 @@ from torch import nn
 
 from kitsattn.blocks.aspp import ASPP
 from kitsattn.blocks.attention import SelfAttention, build_attention
+from kitsattn.blocks.decoder import Decoder
 from kitsattn.blocks.normalizer import Normalizer
 from kitsattn.blocks.resnet import BlockKind, ResNetEncoder
 from kitsattn.errors import KitsattnError
@@ -22,6 +23,16 @@ def test_the_normalizer_keeps_any_shape(size: tuple[int, int]) -> None:
     assert Normalizer(5, (4, 8, 16))(x).shape == x.shape
 
 
+@pytest.mark.parametrize("size", [(32, 32), (33, 47), (7, 5)])
+def test_the_normalizer_gives_the_same_without_gradients(size: tuple[int, int]) -> None:
+    """What is spared where no gradient is wanted changes no bit."""
+    model = Normalizer(5, (4, 8, 16)).eval()
+    x = torch.randn(2, 5, *size).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        found = model(x)
+    assert torch.equal(found, model(x))
+
+
 def test_the_normalizer_joins_skips_with_what_comes_from_below() -> None:
     """Both the full-resolution skip and the lowest level reach the output."""
     model = Normalizer(3, (4, 8, 16)).eval()
@@ -31,6 +42,20 @@ def test_the_normalizer_joins_skips_with_what_comes_from_below() -> None:
     rows = gradient.abs().sum((0, 1, 3)).nonzero().squeeze(1)
     assert rows.min() <= 1
     assert rows.max() >= 14
+
+
+def test_the_decoder_gives_its_logits_plane_by_plane_outside_training() -> None:
+    """The same values in either order."""
+    decoder = Decoder(
+        low_level_channels=8, reduced_channels=4, context_channels=8, channels=8, classes=3, separable=True
+    ).eval()
+    low_level, context = (torch.randn(2, 8, n, n).to(memory_format=torch.channels_last) for n in (16, 4))
+    with torch.no_grad():
+        logits = decoder(low_level, context)
+    assert logits.is_contiguous()
+    for module in decoder.modules():
+        module.training = isinstance(module, Decoder)
+    assert torch.equal(decoder(low_level, context), logits)
 
 
 @pytest.mark.parametrize("stride", [8, 16])

@@ -1,5 +1,6 @@
 """Prediction of blocks and volumes, with networks whose answer is known."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,16 @@ import torch
 from torch import Tensor, nn
 
 import kitsattn.predict.scan as predict_scan
+from kitsattn.blocks import packing
+from kitsattn.blocks.packing import PackedConv2d
+from kitsattn.checkpoint.file import Checkpoint, save_checkpoint
 from kitsattn.checkpoint.header import Header, Provenance
+from kitsattn.config import to_json
 from kitsattn.errors import KitsattnError
+from kitsattn.kernels.precision import Precision
 from kitsattn.labels import KITS19_LABELS
-from kitsattn.predict.infer import Ensemble, Inference, Member, predict_block, reach
+from kitsattn.models import build_model, model_entry
+from kitsattn.predict.infer import Ensemble, Inference, Member, load_ensemble, predict_block, reach
 from kitsattn.predict.scan import CERTAIN, predict_volume
 from kitsattn.predict.windows import cover
 from kitsattn.preprocess.plan import Plan
@@ -49,6 +56,18 @@ def _expected(slices: np.ndarray) -> Any:
     logits = np.stack([np.zeros_like(slices), slices, -slices])
     weights = np.exp(logits)
     return weights / weights.sum(axis=0)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_convolutions_are_packed_for_bf16_on_a_cpu_only(tmp_path: Path, precision: Precision) -> None:
+    """Where PyTorch can; what is computed in fp32 stays as it is."""
+    torch.manual_seed(0)
+    name, header = "attention-deeplab-tiny", _ensemble().headers[0]
+    header = replace(header, model=name, config=to_json(model_entry(name).config), plan=to_json(PLAN))
+    save_checkpoint(tmp_path / "a.safetensors", Checkpoint(header, build_model(name).state_dict(), {}))
+    ensemble = load_ensemble([tmp_path / "a.safetensors"], torch.device("cpu"), precision)
+    packed = any(isinstance(module, PackedConv2d) for module in ensemble.members[0].model.modules())
+    assert packed == (precision == "bf16" and packing._can_pack())
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (20, 27), (50, 71)])

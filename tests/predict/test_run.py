@@ -17,7 +17,7 @@ from kitsattn.checkpoint.header import Header
 from kitsattn.errors import KitsattnError
 from kitsattn.files import read_json
 from kitsattn.predict.case import Prediction, predict_scan, read_case, write_case
-from kitsattn.predict.cases import PredictionCase
+from kitsattn.predict.cases import PredictionCase, read_ahead
 from kitsattn.predict.infer import Ensemble, Member
 from kitsattn.predict.report import write_report
 from kitsattn.predict.run import predict_cases
@@ -63,6 +63,13 @@ def cases(tmp_path: Path) -> list[PredictionCase]:
             PredictionCase(name=name, source=tmp_path / f"{name}.nii.gz", target=tmp_path / "out" / f"{name}.nii.gz")
         )
     return made
+
+
+def _predicted(results: list[Prediction | KitsattnError]) -> list[Prediction]:
+    """Return the results, none of which is an error."""
+    predictions = [result for result in results if isinstance(result, Prediction)]
+    assert len(predictions) == len(results)
+    return predictions
 
 
 def test_each_case_has_its_label_map_and_what_was_asked_for(
@@ -142,8 +149,8 @@ def test_the_next_scan_is_read_and_the_last_written_meanwhile(
     read, may_write = {case.name: threading.Event() for case in cases}, threading.Event()
     writing = threading.Event()
 
-    def read_and_tell(case: PredictionCase, *, overwrite: bool) -> Volume:
-        scan = read_case(case, overwrite=overwrite)
+    def read_and_tell(case: PredictionCase, **settings: Any) -> Volume:
+        scan = read_case(case, **settings)
         read[case.name].set()
         return scan
 
@@ -165,6 +172,42 @@ def test_the_next_scan_is_read_and_the_last_written_meanwhile(
     assert all(isinstance(result, Prediction) for result in predict_cases(ensemble, cases))
 
 
+def test_the_first_scan_may_be_read_ahead(
+    ensemble: Ensemble, cases: list[PredictionCase], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is read once, and is the one that is predicted; the others are read as ever."""
+    read: list[Path] = []
+
+    def read_and_note(path: Path, series: str | None) -> Volume:
+        read.append(path)
+        return read_scan(path, series)
+
+    monkeypatch.setattr("kitsattn.predict.cases.read_scan", read_and_note)
+    monkeypatch.setattr("kitsattn.predict.case.read_scan", read_and_note)
+    expected = [read_labels(result.case.target).array for result in _predicted(predict_cases(ensemble, cases))]
+    read.clear()
+    results = _predicted(predict_cases(ensemble, cases, overwrite=True, first_scan=read_ahead(cases[0])))
+    assert read == [case.source for case in cases]
+    for result, labels in zip(results, expected, strict=True):
+        np.testing.assert_array_equal(read_labels(result.case.target).array, labels)
+
+
+def test_what_is_wrong_with_a_scan_read_ahead_is_told_as_ever(
+    ensemble: Ensemble, cases: list[PredictionCase], tmp_path: Path
+) -> None:
+    """In the same words, and after what is wrong with its target."""
+    case = replace(cases[0], source=tmp_path / "broken.nii.gz")
+    case.source.write_bytes(b"no scan")
+    (expected,) = predict_cases(ensemble, [case])
+    (found,) = predict_cases(ensemble, [case], first_scan=read_ahead(case))
+    assert isinstance(found, KitsattnError)
+    assert str(found) == str(expected)
+    case.target.parent.mkdir()
+    case.target.touch()
+    (found,) = predict_cases(ensemble, [case], first_scan=read_ahead(case))
+    assert "exists already" in str(found)
+
+
 def test_three_scans_are_held_at_most_and_none_that_failed(
     ensemble: Ensemble, cases: list[PredictionCase], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -175,9 +218,9 @@ def test_three_scans_are_held_at_most_and_none_that_failed(
     def alive() -> int:
         return sum(scan() is not None for scan in read)
 
-    def read_and_count(case: PredictionCase, *, overwrite: bool) -> Volume:
+    def read_and_count(case: PredictionCase, **settings: Any) -> Volume:
         nonlocal most
-        scan = replace(read_case(case, overwrite=overwrite))
+        scan = replace(read_case(case, **settings))
         read.append(weakref.ref(scan))
         most = max(most, alive())
         return scan
@@ -186,7 +229,7 @@ def test_three_scans_are_held_at_most_and_none_that_failed(
     (tmp_path / "file").touch()
     several = [replace(case, target=tmp_path / f"{case.name}{n}.nii.gz") for n in range(3) for case in cases[:2]]
     failing = [replace(case, target=tmp_path / "file" / f"{n}.nii.gz") for n in range(3) for case in cases[:2]]
-    results = predict_cases(ensemble, [*failing, *several])
+    results = predict_cases(ensemble, [*failing, *several], first_scan=read_ahead(failing[0]))
     assert [str(result) for result in results[6:] if isinstance(result, KitsattnError)] == []
     assert all(isinstance(result, KitsattnError) for result in results[:6])
     assert most <= 3

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kitsattn.volume.geometry import Geometry
-from kitsattn.volume.volume import FileGrid, Volume
+from kitsattn.volume.volume import FileGrid, Volume, copy_tiles
 
 
 def test_file_grid_turns_arrays_both_ways() -> None:
@@ -49,3 +49,12 @@ def test_volume_module_needs_no_file_libraries() -> None:
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
 
     assert found.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("shape", [(70, 9, 33), (1, 20, 1), (32, 8, 32)])
+def test_tiles_cover_an_array(shape: tuple[int, int, int]) -> None:
+    """Whatever its shape, and whichever way its axes run."""
+    source = np.flip(np.arange(np.prod(shape)).reshape(shape[::-1]).T, 0)
+    target = np.full(shape, -1)
+    copy_tiles(target, source)
+    np.testing.assert_array_equal(target, source)
