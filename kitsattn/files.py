@@ -195,7 +195,8 @@ def check_target(target: Path, source: Path, *, overwrite: bool) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` atomically, in UTF-8."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # A file's name that is no UTF-8 reaches us with lone surrogates, which cannot be written.
+        temporary.write_text(text, encoding="utf-8", errors="replace")
 
 
 def write_json(path: Path, content: Any) -> None:  # noqa: ANN401 - anything that json takes

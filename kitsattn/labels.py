@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from kitsattn.errors import KitsattnError
+from kitsattn.words import name_some
 
 BACKGROUND = 0
 KIDNEY = 1
@@ -88,7 +89,13 @@ def protocol_of(labels: Mapping[str, int]) -> ScoringProtocol:
 
     Args:
         labels: Class name to value, background included.
+
+    Raises:
+        KitsattnError: If a class is called `case`, as the key that holds the id of a case in JSON is.
     """
+    if "case" in labels:
+        msg = "a class is called case, which names a patient in the scores: give the class another name"
+        raise KitsattnError(msg)
     for protocol in (KITS19, KITS23):
         if dict(labels) == dict(protocol.labels):
             return protocol
@@ -114,7 +121,8 @@ def check_labels(found: Iterable[int], known: Mapping[str, int], where: str) -> 
     unknown = sorted(set(found) - set(known.values()))
     if unknown:
         names = ", ".join(f"{value} {name}" for name, value in known.items())
-        msg = f"{where} holds the unknown labels {unknown}: the labels of this data set are {names}"
+        shown = name_some(map(str, unknown))
+        msg = f"{where} holds the unknown labels [{shown}]: the labels of this data set are {names}"
         if CYST in unknown and dict(known) == KITS19_LABELS:
             msg += "; KiTS21 and KiTS23 call 3 cyst: if it is one of them, prepare it with --layout kits21 or kits23"
         raise KitsattnError(msg)

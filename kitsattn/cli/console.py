@@ -52,7 +52,9 @@ def print_result(text: "str | Table") -> None:
         return
     from rich.console import Console
 
-    Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120).print(text)
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
+    # A file's name may look like markup; it is none.
+    Console(width=width, markup=False, emoji=False).print(text)
 
 
 def print_json(content: Any) -> None:  # noqa: ANN401 - anything that json takes

@@ -1,7 +1,7 @@
 """`kitsattn evaluate`: scores of label maps, one subcommand a metric; rankings and submissions of challenges."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -88,8 +88,8 @@ _PROTOCOLS = """\
 kits19 scores kidney with tumour (labels 1, 2), and tumour (2).
 kits23 scores kidney with masses (1, 2, 3), masses (2, 3), and tumour (2).
 
---protocol auto goes by the labels of the newest run, or of REF's kitsattn-dataset.json.
-Without that file, KiTS21 and KiTS23 are known by their case folders, all else is kits19.
+--protocol auto goes by the labels of the newest run, or of REF's kitsattn-dataset.json or
+nnU-Net's dataset.json. Without these, KiTS21 and KiTS23 are known by their case folders, all else is kits19.
 Labels of no challenge are scored one by one.
 
 A case that cannot be scored is told and left out; the exit code is then 1.
@@ -185,19 +185,22 @@ def _add_command(name: str, keys: tuple[str, ...], text: str) -> None:
         place, cores = Workspace.choose(workspace), workers or available_cores()
 
         def scored(job: _Job) -> "Scores":
-            return _score(job, _scoring(job.protocol, keys, definition), cores, scheduler)
+            # Of lesions there is nothing to pair: they are counted over all cases.
+            wanted = keys if compare is None else tuple(key for key in keys if key != _LESIONS)
+            return _score(job, _scoring(job.protocol, wanted, definition), cores, scheduler)
 
         if compare is not None:
             if any(outputs.values()) or references is not None:
                 msg = "--compare A B takes at most a REF, and prints tables or --json: leave the rest out"
                 raise KitsattnError(msg)
-            jobs = [_choose_run(path, predictions, protocol, place) for path in compare]
-            _compare(jobs, [scored(job) for job in jobs], json=json)
+            _compare([_choose_run(path, predictions, protocol, place) for path in compare], scored, json=json)
             return
         job = _choose_cases(predictions, references, protocol, place, name)
         scores = scored(job)
-        _write(job, scores, outputs)
         _print(scores, json=json)
+        _write(job, scores, outputs)
+        if scores.failed:
+            raise typer.Exit(1)
 
     signature = inspect.signature(score)
     if set(keys).isdisjoint(_SURFACES):
@@ -268,9 +271,9 @@ def submission(
     Example: kitsattn evaluate submission predictions/ --images kits19/data/
     """
     from kitsattn.evaluate.submission import check_submission, guess_protocol, zip_submission
-    from kitsattn.labels import KITS19, KITS23
 
-    chosen = {Protocol.kits19: KITS19, Protocol.kits23: KITS23}.get(protocol) or guess_protocol(folder)
+    _check_names({".zip": out})
+    chosen = _protocol(protocol) or guess_protocol(folder)
     with progress_bars() as progress:
         checked = check_submission(folder, images, chosen, workers=workers or available_cores(), progress=progress)
     for warning in checked.warnings:
@@ -314,11 +317,11 @@ def _score(job: _Job, scoring: "Scoring", workers: int, scheduler: str | None) -
     for reason in scores.failed.values():
         warn(f"not scored: {reason}")
     if scores.missing:
-        warn(f"no prediction, counted as empty: {', '.join(scores.missing)}")
+        warn(f"{job.name} has no prediction, counted as empty, of {', '.join(scores.missing)}")
     if scores.surplus:
-        warn(f"no reference, left out: {', '.join(scores.surplus)}")
+        warn(f"{job.name} has predictions without a reference, left out: {', '.join(scores.surplus)}")
     if scores.turned:
-        say(f"stored in another orientation than the reference, and turned: {', '.join(scores.turned)}")
+        say(f"{job.name}: stored in another orientation than the reference, and turned: {', '.join(scores.turned)}")
     return scores
 
 
@@ -370,18 +373,18 @@ def _held_out(checkpoints: list[Path], workspace: Workspace, protocol: Protocol)
     from kitsattn.preprocess.store import open_dataset
     from kitsattn.train.folds import read_or_make_splits
 
-    pairs = []
-    headers = {checkpoint: read_header(checkpoint)[0] for checkpoint in checkpoints}
-    for checkpoint, header in headers.items():
-        folder = checkpoint.parent / "validation"
-        provenance = header.provenance
-        dataset = open_dataset(workspace.preprocessed_dataset(provenance.dataset))
-        held_out = read_or_make_splits(dataset.folder, dataset.cases)[provenance.fold].held_out
+    pairs, synthetic = [], False
+    for checkpoint in checkpoints:
+        header, _ = read_header(checkpoint)
+        folder, made = checkpoint.parent / "validation", header.provenance
+        dataset = open_dataset(workspace.preprocessed_dataset(made.dataset))
+        held_out = read_or_make_splits(dataset.folder, dataset.cases)[made.fold].held_out
         found = [case_id for case_id in held_out if (folder / f"{case_id}.nii.gz").is_file()]
         if not found:
-            say(f"fold {provenance.fold} has no held-out predictions yet and is left out")
+            say(f"fold {made.fold} has no held-out predictions yet and is left out")
             continue
-        say(f"predictions: {folder}" + (" (SYNTHETIC phantoms)" * provenance.synthetic))
+        say(f"predictions: {folder}" + (" (SYNTHETIC phantoms)" * made.synthetic))
+        labels, synthetic = header.labels, synthetic or made.synthetic
         for case_id in held_out:
             prediction = folder / f"{case_id}.nii.gz" if case_id in found else None
             source = dataset.sources[case_id]
@@ -390,36 +393,37 @@ def _held_out(checkpoints: list[Path], workspace: Workspace, protocol: Protocol)
     if not pairs:
         msg = f"{run} has no held-out predictions yet: let `kitsattn train` finish, or name PRED and REF"
         raise KitsattnError(msg)
-    chosen = _protocol(protocol) or protocol_of(header.labels)
-    return _Job(run.name, MatchedCases(tuple(pairs)), chosen, None, provenance.synthetic)
+    chosen = _protocol(protocol) or protocol_of(labels)
+    return _Job(run.name, MatchedCases(tuple(pairs)), chosen, None, synthetic)
 
 
 def _print(scores: "Scores", *, json: bool) -> None:
-    """Print scores, and end with exit code 1 where a case could not be scored."""
+    """Print scores."""
     if json:
         print_json(scores.to_json())
-    else:
-        from kitsattn.cli.scores import detection_table, score_table
-        from kitsattn.evaluate.report import describe_agreement, describe_detection
+        return
+    from kitsattn.cli.scores import detection_table, score_table
+    from kitsattn.evaluate.describe import describe_agreement, describe_detection
 
-        for metric in scores.scoring.metrics:
-            print_result(score_table(scores, metric))
-        if scores.lesions:
-            print_result(detection_table(scores))
-        for sentence in (*describe_agreement(scores), *describe_detection(scores), *scores.scoring.rules):
-            print_result(sentence)
-    if scores.failed:
-        raise typer.Exit(1)
+    for metric in scores.scoring.metrics:
+        print_result(score_table(scores, metric))
+    if scores.lesions:
+        print_result(detection_table(scores))
+    for sentence in (*describe_agreement(scores), *describe_detection(scores), *scores.scoring.rules):
+        print_result(sentence)
 
 
-def _compare(jobs: list[_Job], scores: "list[Scores]", *, json: bool) -> None:
+def _compare(jobs: list[_Job], scored: "Callable[[_Job], Scores]", *, json: bool) -> None:
+    """Score both sides, compare them and print that."""
     from kitsattn.evaluate.compare import COMPARE_RULE, compare_scores
 
-    first, second = scores
-    if first.scoring != second.scoring:
+    if jobs[0].protocol != jobs[1].protocol:
         msg = f"{jobs[0].name} and {jobs[1].name} have different labels: name the --protocol that both are scored by"
         raise KitsattnError(msg)
+    first, second = (scored(job) for job in jobs)
     comparison = compare_scores((jobs[0].name, jobs[1].name), first, second)
+    if comparison.unpaired:
+        warn(f"in one of both only, left out: {', '.join(comparison.unpaired)}")
     if json:
         print_json(comparison.to_json())
     else:
@@ -445,12 +449,13 @@ def _write(job: _Job, scores: "Scores", outputs: Mapping[str, Path | None]) -> N
     """Write what was asked for."""
     if not any(outputs.values()):
         return
-    from kitsattn.evaluate.report import write_csv, write_picture
+    from kitsattn.evaluate.report import write_picture
+    from kitsattn.evaluate.table import write_csv
 
     if (table := outputs[".csv"]) is not None:
         write_csv(table, scores)
     if (picture := outputs[".png"]) is not None:
-        write_picture(picture, scores, title=f"Evaluation of {job.name}")
+        write_picture(picture, scores, title=f"Evaluation of {job.name}", synthetic=job.synthetic)
     if (page := outputs[".html"]) is not None:
         _write_page(page, job, scores)
 
@@ -477,7 +482,7 @@ def _write_page(path: Path, job: _Job, scores: "Scores") -> None:
         progress("pictures", 0, len(worst))
         for done, case in enumerate(worst, start=1):
             images[case] = Path(folder) / f"{done}.png"
-            draw_case(images[case], pairs[case])
+            draw_case(images[case], pairs[case], job.protocol)
             progress("pictures", done, len(worst))
         write_report(
             path,

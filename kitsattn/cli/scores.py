@@ -2,49 +2,56 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import islice
+from math import isnan
 
 from rich.table import Table
 
 from kitsattn.evaluate.compare import Comparison, Difference
+from kitsattn.evaluate.describe import describe_sizes, show, show_interval
 from kitsattn.evaluate.metrics import DICE, Metric
 from kitsattn.evaluate.rank import RankedSubmission
-from kitsattn.evaluate.report import describe_sizes, show
 from kitsattn.evaluate.scores import Scores
 
 _MOVED = 10
 """How many of the cases that moved most are shown."""
-_WORDS = ("region", "size", "submission")
-"""Columns that hold no numbers."""
+_MOST_REGIONS = 4
+"""Of more regions, which would make a row too wide, the means are shown without the cases."""
+_WORDS = ("region", "size", "submission", "95 % interval")
+"""Columns that may be broken where the terminal is narrow; numbers are not."""
 
 
 def score_table(scores: Scores, metric: Metric) -> Table:
-    """Return a row for each case, the worst first, and what they come to."""
+    """Return a row for each case, the worst first, and what they come to; of many regions a row for each region."""
     composite = f"; composite {scores.composite:.4f}" if metric is DICE else ""
-    table = _table(f"{metric.title} ({scores.scoring.protocol.title}){composite}", "case", *scores.mean)
-
-    def add(name: str, values: Sequence[str]) -> None:
-        table.add_row(name, *values)
-
+    title = f"{metric.title} ({scores.scoring.protocol.title}){composite}"
+    spreads = {region: spreads[metric.key] for region, spreads in scores.spread.items()}
+    summaries = {
+        "mean": [show(spread.mean, metric.digits) for spread in spreads.values()],
+        "95 % interval": [show_interval(spread.low, spread.high, metric.digits) for spread in spreads.values()],
+        "median": [show(spread.median, metric.digits) for spread in spreads.values()],
+        "standard deviation": [show(spread.deviation, metric.digits) for spread in spreads.values()],
+    }
+    if len(spreads) > _MOST_REGIONS:
+        table = _table(title, "region", *summaries)
+        for region, *values in zip(spreads, *summaries.values(), strict=True):
+            table.add_row(region, *values)
+        return table
+    table = _table(title, "case", *spreads)
     for case in scores.worst_first(metric):
-        add(case.case, [_cell(values, metric) for values in case.regions.values()])
+        table.add_row(case.case, *(_cell(values, metric) for values in case.regions.values()))
     table.add_section()
-    spreads = [spreads[metric.key] for spreads in scores.spread.values()]
-    add("mean", [show(spread.mean, metric.digits) for spread in spreads])
-    if len(scores.cases) > 1:
-        add("95 % interval", [_interval(spread.low, spread.high, metric.digits) for spread in spreads])
-        add("median", [show(spread.median, metric.digits) for spread in spreads])
-        add("standard deviation", [show(spread.deviation, metric.digits) for spread in spreads])
+    for name, row in islice(summaries.items(), None if len(scores.cases) > 1 else 1):
+        table.add_row(name, *row)
     return table
 
 
 def detection_table(scores: Scores) -> Table:
     """Return a row for each region of lesions and size."""
-    table = _table(
-        "Detection of lesions", "region", "size", "lesions", "found", "recall", "predicted", "true", "precision"
-    )
+    columns = ("region", "size", "lesions", "found", "recall", "predicted", "true", "precision")
+    table = _table("Detection of lesions", *columns)
     for region, size, counts in describe_sizes(scores):
-        found = (str(counts.reference), str(counts.found), show(counts.recall, 3))
-        table.add_row(region, size, *found, str(counts.predicted), str(counts.true), show(counts.precision, 3))
+        found = (str(counts.reference), str(counts.found), _share(counts.recall))
+        table.add_row(region, size, *found, str(counts.predicted), str(counts.true), _share(counts.precision))
     return table
 
 
@@ -53,10 +60,9 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
     tables = []
     for metric in comparison.scoring.metrics:
         differences = [difference for difference in comparison.differences if difference.metric is metric]
-        table = _table(
-            f"{metric.title}: A is {comparison.names[0]}, B is {comparison.names[1]}",
-            *("region", "cases", "A", "B", "B - A", "95 % interval", "Wilcoxon p", "better", "equal", "worse"),
-        )
+        title = f"{metric.title}: A is {comparison.names[0]}, B is {comparison.names[1]}"
+        columns = ("region", "A", "B", "B - A", "95 % interval", "Wilcoxon p", "better", "equal", "worse")
+        table = _table(title, *columns)
         for difference in differences:
             table.add_row(*_difference_row(difference))
         tables.append(table)
@@ -77,8 +83,8 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
 def ranking_table(ranking: Sequence[RankedSubmission]) -> Table:
     """Return a row for each submission, the best first."""
     surfaces = ranking[0].mean_surface_dice is not None
-    columns = ["rank", "submission", "mean Dice", *(["mean surface Dice", "mean rank"] * surfaces), "tumour Dice"]
-    table = _table(f"Ranking ({ranking[0].submission.protocol.title})", *columns)
+    columns = ["submission", "mean Dice", *(["mean surface Dice", "mean rank"] * surfaces), "tumour Dice"]
+    table = _table(f"Ranking ({ranking[0].submission.protocol.title})", "rank", *columns)
     for place in ranking:
         more = [f"{place.mean_surface_dice:.4f}", f"{place.mean_rank:.1f}"] if surfaces else []
         name = place.submission.name
@@ -89,13 +95,11 @@ def ranking_table(ranking: Sequence[RankedSubmission]) -> Table:
 def _difference_row(difference: Difference) -> list[str]:
     digits, spread = difference.metric.digits, difference.spread
     counts = (difference.better, spread.cases - difference.better - difference.worse, difference.worse)
-    means = (difference.first.mean, difference.second.mean, spread.mean)
     return [
-        difference.region.key,
-        str(spread.cases),
-        *(show(mean, digits) for mean in means),
-        _interval(spread.low, spread.high, digits),
-        show(difference.p, 4),
+        difference.region.key.replace("_", " "),
+        *(show(mean, digits) for mean in (*difference.means, spread.mean)),
+        show_interval(spread.low, spread.high, digits),
+        "-" if isnan(difference.p) else f"{difference.p:.4f}",
         *map(str, counts),
     ]
 
@@ -108,13 +112,14 @@ def _cell(values: Mapping[str, float], metric: Metric) -> str:
     )
 
 
-def _interval(low: float, high: float, digits: int) -> str:
-    return f"{show(low, digits)} to {show(high, digits)}"
+def _share(value: float) -> str:
+    return "-" if isnan(value) else f"{value:.3f}"
 
 
 def _table(title: str, first: str, *columns: str) -> Table:
     """Return a table without rows, whose first column holds names and whose others hold numbers."""
     table = Table(first, title=title)
     for column in columns:
-        table.add_column(column, justify="left" if column in _WORDS else "right")
+        words = column in _WORDS
+        table.add_column(column, justify="left" if words and column != "95 % interval" else "right", no_wrap=not words)
     return table

@@ -18,8 +18,13 @@ from kitsattn.volume.formats import read_labels
 from kitsattn.volume.geometry import Geometry, Triple
 from kitsattn.volume.volume import Volume
 from kitsattn.volume.voxels import foreground_box
+from kitsattn.words import name_some
+from kitsattn.workspace import RAW_DESCRIPTION
 
 _log = logging.getLogger(__name__)
+
+_MOST_UNKNOWN = 20
+"""More values than these that are no labels make it no label map."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ def score_case(case_id: str, prediction: Path | None, reference: Path, scoring: 
         case_id: The name of the case in the scores.
         prediction: The predicted label map, in any orientation of the reference's grid. None stands for a
             prediction that is missing, and counts as all background, as in KiTS19. Values that the protocol does not
-            know count as background too, as the KiTS19 rules have it, and are logged.
+            know count as background too, as the KiTS19 rules have it, and are logged; many of them are an error.
         reference: The reference label map, with no values that the protocol does not know.
         scoring: What to score, and how.
 
@@ -54,8 +59,8 @@ def score_case(case_id: str, prediction: Path | None, reference: Path, scoring: 
         Its scores.
 
     Raises:
-        KitsattnError: If a file cannot be read, if the two lie on different grids, or if the reference holds
-            labels that the protocol does not know.
+        KitsattnError: If a file cannot be read or is no label map, if the two lie on different grids, or if the
+            reference holds labels that the protocol does not know.
     """
     truth = read_labels(reference, contiguous=False)
     protocol = scoring.protocol
@@ -71,11 +76,13 @@ def score_case(case_id: str, prediction: Path | None, reference: Path, scoring: 
         )
         raise KitsattnError(msg)
     unknown = _values(predicted.array) - set(protocol.labels.values())
+    if len(unknown) > _MOST_UNKNOWN:
+        msg = f"{prediction} holds {len(unknown)} values that are no labels: give a label map, not a scan"
+        raise KitsattnError(msg)
     if unknown:
         known = ", ".join(f"{value} {name}" for name, value in protocol.labels.items() if value != BACKGROUND)
-        _log.warning(
-            "%s holds the labels %s, which count as background: scored are %s", prediction, sorted(unknown), known
-        )
+        shown = name_some(map(str, sorted(unknown)))
+        _log.warning("%s holds the labels [%s], which count as background: scored are %s", prediction, shown, known)
     scores = score_labels(case_id, predicted.array, truth.array, truth.geometry.spacing_mm, scoring)
     return replace(scores, turned=_file_axes(predicted) != _file_axes(truth))
 
@@ -120,7 +127,11 @@ def _check_reference(found: set[int], protocol: ScoringProtocol, path: Path) -> 
     if protocol == KITS19 and found - set(protocol.labels.values()) == {CYST}:
         msg = f"{path} holds the label 3, which KiTS19 does not have and KiTS23 calls cyst: add --protocol kits23"
         raise KitsattnError(msg)
-    check_labels(found, protocol.labels, str(path))
+    try:
+        check_labels(found, protocol.labels, str(path))
+    except KitsattnError as error:
+        msg = f"{error}; the labels of other data are named in {RAW_DESCRIPTION} beside them"
+        raise KitsattnError(msg) from None
 
 
 def _values(labels: NDArray[np.integer[Any]]) -> set[int]:

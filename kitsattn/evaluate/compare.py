@@ -2,13 +2,15 @@
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 
 from kitsattn.errors import KitsattnError
 from kitsattn.evaluate.metrics import Metric, Scoring
-from kitsattn.evaluate.scores import Scores
+from kitsattn.evaluate.scores import Scores, ends, without_nan
 from kitsattn.evaluate.spread import Spread, measure_spread
 from kitsattn.labels import Region
 
@@ -55,16 +57,13 @@ class Difference:
     changes: tuple[Change, ...]
 
     @property
-    def first(self) -> Spread:
-        """Of the values in A."""
-        return measure_spread(change.first for change in self.changes)
+    def means(self) -> tuple[float, float]:
+        """Of the values in A and in B; NaN where there are none."""
+        if not self.changes:
+            return math.nan, math.nan
+        return fmean(change.first for change in self.changes), fmean(change.second for change in self.changes)
 
-    @property
-    def second(self) -> Spread:
-        """Of the values in B."""
-        return measure_spread(change.second for change in self.changes)
-
-    @property
+    @cached_property
     def spread(self) -> Spread:
         """Of the differences."""
         return measure_spread(change.difference for change in self.changes)
@@ -79,7 +78,7 @@ class Difference:
         """Number of cases that are worse in B."""
         return sum(self.metric.error(change.second) > self.metric.error(change.first) for change in self.changes)
 
-    @property
+    @cached_property
     def p(self) -> float:
         """Of Wilcoxon's signed-rank test, two-sided; NaN where no case differs."""
         from scipy.stats import wilcoxon  # noqa: PLC0415 - half a second, which other commands do without
@@ -96,11 +95,13 @@ class Comparison:
         names: What A and B are called.
         scores: Of A and of B.
         differences: By region and metric.
+        unpaired: Ids of the cases that only one of them has.
     """
 
     names: tuple[str, str]
     scores: tuple[Scores, Scores]
     differences: tuple[Difference, ...]
+    unpaired: tuple[str, ...]
 
     @property
     def scoring(self) -> Scoring:
@@ -115,12 +116,12 @@ class Comparison:
             "b": self.names[1],
             "differences": [_difference_to_json(difference) for difference in self.differences],
             "rules": [*self.scoring.rules, COMPARE_RULE],
-            "missing": {name: list(scores.missing) for name, scores in self._named().items()},
-            "failed": {name: dict(scores.failed) for name, scores in self._named().items()},
+            "unpaired": list(self.unpaired),
+            **{
+                key: {side: found.to_json()[key] for side, found in zip(("a", "b"), self.scores, strict=True)}
+                for key in ("missing", "surplus", "turned", "failed")
+            },
         }
-
-    def _named(self) -> dict[str, Scores]:
-        return {"a": self.scores[0], "b": self.scores[1]}
 
 
 def compare_scores(names: tuple[str, str], first: Scores, second: Scores) -> Comparison:
@@ -134,28 +135,31 @@ def compare_scores(names: tuple[str, str], first: Scores, second: Scores) -> Com
     Raises:
         KitsattnError: If they have no case in common.
     """
+    cases, others = ({case.case for case in scores.cases} for scores in (first, second))
+    if not cases & others:
+        msg = f"{names[0]} and {names[1]} have no case in common: compare predictions of the same cases"
+        raise KitsattnError(msg)
     differences = []
     for metric in first.scoring.metrics:
         for region in first.scoring.protocol.regions:
-            values, others = (
-                {case: abs(value) if metric.best == "zero" else value for case, value in found.items()}
-                for found in (scores.values(region, metric) for scores in (first, second))
-            )
-            if not values.keys() & others.keys():
-                msg = f"{names[0]} and {names[1]} have no case in common: compare predictions of the same cases"
-                raise KitsattnError(msg)
-            changes = [Change(case, value, others[case]) for case, value in values.items() if case in others]
+            values = second.values(region, metric)
+            changes = [
+                Change(case, metric.size(value), metric.size(values[case]))
+                for case, value in first.values(region, metric).items()
+                if case in values
+            ]
             defined = [change for change in changes if not math.isnan(change.difference)]
             ordered = sorted(defined, key=lambda change: -abs(change.difference))
             differences.append(Difference(region, metric, tuple(ordered)))
-    return Comparison(names, (first, second), tuple(differences))
+    return Comparison(names, (first, second), tuple(differences), tuple(sorted(cases ^ others)))
 
 
 def _difference_to_json(difference: Difference) -> dict[str, Any]:
     spread = difference.spread
+    first, second = difference.means
     values = {
-        "mean_a": difference.first.mean,
-        "mean_b": difference.second.mean,
+        "mean_a": first,
+        "mean_b": second,
         "mean_difference": spread.mean,
         "median_difference": spread.median,
         "p_wilcoxon": difference.p,
@@ -164,8 +168,8 @@ def _difference_to_json(difference: Difference) -> dict[str, Any]:
         "region": difference.region.key,
         "metric": difference.metric.key,
         "cases": spread.cases,
-        **{key: None if math.isnan(value) else value for key, value in values.items()},
-        "mean_difference_ci95": None if math.isnan(spread.low) else [spread.low, spread.high],
+        **without_nan(values),
+        "mean_difference_ci95": ends(spread.low, spread.high),
         "better": difference.better,
         "equal": spread.cases - difference.better - difference.worse,
         "worse": difference.worse,

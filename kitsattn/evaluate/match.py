@@ -9,6 +9,7 @@ from pathlib import Path
 from kitsattn.datasets.dataset import read_description
 from kitsattn.datasets.find import find_dataset
 from kitsattn.datasets.kits import AGGREGATED_NAME, find_cases_folder, recognise_challenge
+from kitsattn.datasets.nnunet import SETTINGS_NAME, read_nnunet
 from kitsattn.errors import KitsattnError
 from kitsattn.labels import KITS19, KITS23, ScoringProtocol, protocol_of
 
@@ -99,8 +100,9 @@ def match_cases(predictions: Path, references: Path) -> MatchedCases:
 def choose_protocol(references: Path) -> ScoringProtocol:
     """Return how reference label maps are scored, by what lies around them; no label map is opened.
 
-    The labels that the nearest `kitsattn-dataset.json` at or above them names decide. Where none does, case folders
-    with the marks of KiTS21 or KiTS23 are scored as KiTS23, and all else as KiTS19.
+    The labels that the nearest `kitsattn-dataset.json` at or above them names decide, or the `dataset.json` of
+    nnU-Net's layout. Where none does, case folders with the marks of KiTS21 or KiTS23 are scored as KiTS23, and all
+    else as KiTS19.
 
     Args:
         references: A label map, or a folder of them.
@@ -112,6 +114,10 @@ def choose_protocol(references: Path) -> ScoringProtocol:
     labels = read_description(place, *place.parents).labels
     if labels is not None:
         return protocol_of(labels)
+    for folder in _places(references):
+        if (folder / SETTINGS_NAME).is_file():
+            with suppress(KitsattnError):  # it may be of something else
+                return protocol_of(read_nnunet(folder).labels)
     cases_folder = find_cases_folder(place)
     return KITS19 if cases_folder is None or recognise_challenge(cases_folder) == "kits19" else KITS23
 
@@ -124,13 +130,18 @@ def add_scans(matched: MatchedCases, references: Path) -> MatchedCases:
         references: The references that it was given.
     """
     scans: dict[Path, Path] = {}
-    folder = references if references.is_dir() else references.parent
-    for place in (folder, folder.parent):
+    for place in _places(references):
         with suppress(KitsattnError):
             scans = {case.labels.absolute(): case.image for case in find_dataset(place).cases if case.labels}
             break
     pairs = [replace(pair, scan=scans.get(pair.reference.absolute())) for pair in matched.pairs]
     return replace(matched, pairs=tuple(pairs))
+
+
+def _places(references: Path) -> tuple[Path, Path]:
+    """Return where a data set may lie: in the references' folder, or above it."""
+    folder = references.absolute() if references.is_dir() else references.absolute().parent
+    return folder, folder.parent
 
 
 def _find_label_maps(folder: Path) -> dict[str, Path]:

@@ -1,7 +1,7 @@
 """What is scored and how: the metrics of a region, and their values for two label maps."""
 
 from dataclasses import dataclass
-from math import inf, isnan, prod
+from math import prod
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +19,7 @@ from kitsattn.evaluate.surface import (
 )
 from kitsattn.labels import KITS19, Region, ScoringProtocol
 from kitsattn.volume.geometry import Triple
+from kitsattn.volume.voxels import foreground_box
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,13 @@ class Metric:
     best: Literal["high", "low", "zero"]
     parts: tuple[str, ...] = ()
 
+    def size(self, value: float) -> float:
+        """Return what is compared of a value: of one whose best is zero how far it is from it."""
+        return abs(value) if self.best == "zero" else value
+
     def error(self, value: float) -> float:
-        """Return what is the larger the worse a value is; infinite where it is not defined."""
-        if isnan(value):
-            return inf
-        return {"high": -value, "low": value, "zero": abs(value)}[self.best]
+        """Return what is the larger the worse a value is."""
+        return -value if self.best == "high" else self.size(value)
 
 
 DICE = Metric("dice", "Dice", 4, "high")
@@ -126,11 +129,9 @@ def measure_region(
             values[VOLUME.key] = (overlap.predicted - overlap.reference) * voxel_ml
     if SURFACE_METRICS.isdisjoint(metrics):
         return values
-    box = _common_box(prediction, reference, region)
-    predicted, true = (
-        find_surface(region_mask(labels[box], region), spacing_mm, definition=scoring.definition)
-        for labels in (prediction, reference)
-    )
+    masks = [region_mask(labels, region) for labels in (prediction, reference)]
+    box = foreground_box((masks[0] | masks[1]).view(np.uint8))
+    predicted, true = (find_surface(mask[box], spacing_mm, definition=scoring.definition) for mask in masks)
     far = HD95 in metrics or ASSD in metrics
     distances = find_distances(predicted, true, spacing_mm, limit_mm=np.inf if far else region.tolerance_mm)
     if SURFACE_DICE in metrics:
@@ -140,19 +141,3 @@ def measure_region(
     if ASSD in metrics:
         values[ASSD.key] = average_distance(distances)
     return values
-
-
-def _common_box(
-    prediction: NDArray[np.integer[Any]], reference: NDArray[np.integer[Any]], region: Region
-) -> tuple[slice, ...]:
-    """Return the smallest box that holds a region in both label maps; one without voxels where it is in neither."""
-    _, height, width = reference.shape
-    slices, rows, columns = [], np.zeros(height, bool), np.zeros(width, bool)
-    for z, (predicted, true) in enumerate(zip(prediction, reference, strict=True)):
-        mask = region_mask(predicted, region) | region_mask(true, region)
-        if mask.any():
-            slices.append(z)
-            rows |= mask.any(axis=1)
-            columns |= mask.any(axis=0)
-    sides = (slices, np.flatnonzero(rows), np.flatnonzero(columns))
-    return tuple(slice(side[0], side[-1] + 1) if len(side) else slice(0, 0) for side in sides)

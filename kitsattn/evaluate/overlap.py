@@ -31,7 +31,7 @@ class Overlap:
 
 
 def count_overlap(prediction: NDArray[np.integer[Any]], reference: NDArray[np.integer[Any]], region: Region) -> Overlap:
-    """Count the voxels of `region` in two label maps, slice by slice, so that memory stays at a few slices.
+    """Count the voxels of `region` in two label maps.
 
     Args:
         prediction: Label values, (z, y, x), any integer type. Values outside the region count as background.
@@ -48,6 +48,7 @@ def count_overlap(prediction: NDArray[np.integer[Any]], reference: NDArray[np.in
         msg = f"a prediction of shape {prediction.shape} against a reference of shape {reference.shape}"
         raise ValueError(msg)
     predicted_voxels = reference_voxels = common_voxels = 0
+    # Slice by slice, masks stay in the cache.
     for predicted_slice, reference_slice in zip(prediction, reference, strict=True):
         predicted_mask = region_mask(predicted_slice, region)
         reference_mask = region_mask(reference_slice, region)

@@ -10,23 +10,20 @@ from typing import Any
 import numpy as np
 
 from kitsattn.errors import KitsattnError
+from kitsattn.evaluate.table import AVERAGE, column
 from kitsattn.files import unreadable
 from kitsattn.labels import KITS19, KITS23, ScoringProtocol
 
 _FILE = "evaluation.csv"
-_AVERAGE = "average"
 _DICE, _SURFACE_DICE = "dice", "surface_dice"
-
-_KITS19_COLUMNS = {
-    ("kidney_and_tumour", _DICE): "Dice_kidney_and_tumour",
-    ("tumour", _DICE): "Dice_tumour",
-}
-_KITS23_COLUMNS = {
-    (region, metric): f"{prefix}_{name}"
-    for metric, prefix in ((_DICE, "Dice"), (_SURFACE_DICE, "SD"))
-    for region, name in (("kidney_and_masses", "kidney"), ("masses", "masses"), ("tumour", "tumor"))
-}
-_COLUMNS = ((KITS23, _KITS23_COLUMNS), (KITS19, _KITS19_COLUMNS))
+_RANKED = ((KITS23, (_DICE, _SURFACE_DICE)), (KITS19, (_DICE,)))
+_COLUMNS = tuple(
+    (
+        protocol,
+        {(region.key, key): column(key, region.key, protocol) for key in metrics for region in protocol.regions},
+    )
+    for protocol, metrics in _RANKED
+)
 """What each challenge ranks by: region and metric to the column that holds it."""
 
 _Table = tuple[Sequence[str], Sequence[Mapping[str, str]]]
@@ -86,17 +83,17 @@ def read_submission(folder: Path) -> SubmissionScores:
     path = _find_table(folder)
     header, rows = _read_table(path)
     protocol, columns = _choose_columns(header, path)
-    if not rows or rows[-1][header[0]] != _AVERAGE:
-        msg = f"{path} has no last row `{_AVERAGE}`: {_how_to_make(path.parent)}"
+    if not rows or rows[-1][header[0]] != AVERAGE:
+        msg = f"{path} has no last row `{AVERAGE}`: {_how_to_make(path.parent)}"
         raise KitsattnError(msg)
     mean: dict[str, dict[str, float]] = {}
-    for (region, metric), column in columns.items():
-        mean.setdefault(region, {})[metric] = _to_score(rows[-1][column], column, path)
+    for (region, metric), heading in columns.items():
+        mean.setdefault(region, {})[metric] = _to_score(rows[-1][heading], heading, path)
     cases = [row[header[0]] for row in rows[:-1]]
     if not cases or len(set(cases)) < len(cases):
         msg = f"{path} has {'a case twice' if cases else 'no cases'}: {_how_to_make(path.parent)}"
         raise KitsattnError(msg)
-    return SubmissionScores(folder.absolute().name, protocol, frozenset(cases), mean)
+    return SubmissionScores(folder.resolve().name, protocol, frozenset(cases), mean)
 
 
 def rank_submissions(submissions: Sequence[SubmissionScores]) -> tuple[RankedSubmission, ...]:

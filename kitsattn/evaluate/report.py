@@ -1,23 +1,28 @@
-"""What a cohort's scores leave behind: summary.json, a table as CSV, a picture, and a one-page HTML report."""
+"""What a cohort's scores leave behind: summary.json, a picture, and a one-page HTML report."""
 
-import csv
 from collections.abc import Mapping, Sequence
-from io import StringIO
-from itertools import pairwise
-from math import inf, isnan
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kitsattn.errors import KitsattnError
 from kitsattn.evaluate.case import CaseScores
-from kitsattn.evaluate.detection import SIZES_MM, Counts, count_lesions, intervals
+from kitsattn.evaluate.describe import (
+    describe_agreement,
+    describe_detection,
+    describe_sizes,
+    name,
+    show,
+    show_interval,
+)
 from kitsattn.evaluate.match import CasePair
 from kitsattn.evaluate.metrics import DICE, SURFACE_DICE, VOLUME, Metric, Scoring
 from kitsattn.evaluate.scores import Scores
 from kitsattn.figures.page import Gallery, Page, Picture, Table, write_page
-from kitsattn.files import write_json, write_text
-from kitsattn.labels import BACKGROUND, KITS23, Region, ScoringProtocol
+from kitsattn.files import write_json
+from kitsattn.labels import BACKGROUND, KITS19, KITS23, Region, ScoringProtocol
 from kitsattn.notices import RESEARCH_NOTICE, SYNTHETIC_SCORES_NOTICE
 from kitsattn.preprocess.intensity import check_hu
 from kitsattn.volume.formats import read_labels, read_scan
@@ -27,22 +32,8 @@ from kitsattn.words import plural
 if TYPE_CHECKING:
     from kitsattn.figures.scores import ScorePanel
 
-NOT_DEFINED = "not defined"
 PICTURES = 6
 """How many of the worst cases a report shows."""
-
-_CSV_REGIONS = {"kidney_and_masses": "kidney", "masses": "masses", "tumour": "tumor"}
-_CSV_VALUES = {
-    "dice": "Dice",
-    "surface_dice": "SD",
-    "hd95_mm": "HD95_mm",
-    "assd_mm": "ASSD_mm",
-    "predicted_ml": "Predicted_ml",
-    "reference_ml": "Reference_ml",
-    "volume_difference_ml": "Difference_ml",
-}
-_CSV_LESIONS = {"reference": "Lesions", "found": "Found", "predicted": "Predicted_lesions", "true": "True_lesions"}
-"""What KiTS21 and KiTS23 call regions and metrics, and what else there is in their manner."""
 
 _PARTS = {"predicted_ml": "predicted", "reference_ml": "reference"}
 _AIR_HU = -1000
@@ -60,41 +51,6 @@ def write_summary(path: Path, scores: Scores, *, provenance: Mapping[str, str]) 
         KitsattnError: If the file cannot be written.
     """
     write_json(path, {**scores.to_json(), "provenance": dict(provenance)})
-
-
-def write_csv(path: Path, scores: Scores) -> None:
-    """Write the scores as a table, atomically, replacing an existing file.
-
-    The columns are in the order of KiTS21's and KiTS23's `evaluation.csv`, and for their protocol have its names: the
-    case, every region's Dice, every region's surface Dice, and so on. The last row, `average`, is the mean over the
-    cases; what is not defined is empty.
-
-    Args:
-        path: The file, by custom `evaluation.csv`.
-        scores: The scores.
-
-    Raises:
-        KitsattnError: If the file cannot be written.
-    """
-    protocol = scores.scoring.protocol
-    names = {region.key: _CSV_REGIONS[region.key] if protocol == KITS23 else region.key for region in protocol.regions}
-    columns = {
-        f"{_CSV_VALUES[key]}_{names[region]}": [case.regions[region][key] for case in scores.cases]
-        for metric in scores.scoring.metrics
-        for key in (*metric.parts, metric.key)
-        for region in names
-    }
-    for count, title in _CSV_LESIONS.items():
-        for region, cases in scores.lesions.items():
-            columns[f"{title}_{names[region]}"] = [getattr(count_lesions([case]), count) for case in cases]
-    averages = [float(np.nanmean(values)) if np.isfinite(values).any() else np.nan for values in columns.values()]
-    rows = [["caseID", *columns]]
-    for place, case in enumerate(scores.cases):
-        rows.append([case.case, *(_csv_cell(values[place]) for values in columns.values())])
-    rows.append(["average", *map(_csv_cell, averages)])
-    text = StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    write_text(path, text.getvalue())
 
 
 def write_report(
@@ -139,8 +95,14 @@ def write_report(
     write_page(path, Page(title, tuple(warnings), tuple(parts), provenance, next_steps or {}))
 
 
-def write_picture(path: Path, scores: Scores, *, title: str) -> None:
+def write_picture(path: Path, scores: Scores, *, title: str, synthetic: bool) -> None:
     """Write box plots of all metrics as a PNG, atomically, replacing an existing one.
+
+    Args:
+        path: The PNG.
+        scores: The scores.
+        title: Its headline.
+        synthetic: Whether the cases, or the training data of the model, are phantoms.
 
     Raises:
         KitsattnError: If the file cannot be written.
@@ -148,68 +110,49 @@ def write_picture(path: Path, scores: Scores, *, title: str) -> None:
     from kitsattn.figures.scores import scores_sheet  # noqa: PLC0415 - matplotlib takes a second
 
     panels = [_panel(scores, metric) for metric in scores.scoring.metrics]
-    scores_sheet(path, panels, title=title, note=RESEARCH_NOTICE)
+    scores_sheet(path, panels, title=title, note=SYNTHETIC_SCORES_NOTICE if synthetic else RESEARCH_NOTICE)
 
 
-def draw_case(path: Path, pair: CasePair) -> None:
+def draw_case(path: Path, pair: CasePair, protocol: ScoringProtocol) -> None:
     """Draw the outlines of prediction and reference on slices of the scan, as a PNG; without a scan on black.
 
+    Args:
+        path: The PNG.
+        pair: A case that was scored.
+        protocol: What its labels are; values that it does not know are background.
+
     Raises:
-        KitsattnError: If a file cannot be read or written.
+        KitsattnError: If a label map cannot be read or the PNG cannot be written.
     """
     from kitsattn.figures.overlay import overlay_sheet  # noqa: PLC0415 - see above
 
     reference = read_labels(pair.reference)
-    nothing = np.zeros_like(reference.array)
-    predicted = nothing if pair.prediction is None else read_labels(pair.prediction).array
-    scan = Volume(np.full_like(nothing, _AIR_HU, dtype=np.int16), reference.geometry)
-    note = "The scan is not known: outlines only."
-    if pair.scan is not None:
-        scan, note = check_hu(read_scan(pair.scan)), ""
-    overlay_sheet(path, scan, predicted, reference.array, title=pair.case, note=note)
+    predicted = np.zeros_like(reference.array) if pair.prediction is None else read_labels(pair.prediction).array
+    predicted = predicted * np.isin(predicted, list(protocol.labels.values()))
+    scan, note = _find_scan(pair, reference)
+    parts = protocol in (KITS19, KITS23)
+    overlay_sheet(path, scan, predicted, reference.array, title=pair.case, note=note, parts=parts)
 
 
-def describe_sizes(scores: Scores) -> list[tuple[str, str, Counts]]:
-    """Return the lesions of each region and size: both in words, and their counts; of all sizes first."""
-    rows = []
-    for region, cases in scores.lesions.items():
-        rows.append((_name(region), "all", count_lesions(cases)))
-        for low, high in pairwise(SIZES_MM):
-            size = f"from {low:.0f} mm" if high == inf else f"{low:.0f} to {high:.0f} mm"
-            rows.append((_name(region), size, count_lesions(cases, low, high)))
-    return rows
-
-
-def describe_detection(scores: Scores) -> list[str]:
-    """Return precision, recall and F1 of each region with their intervals, as sentences."""
-    sentences = []
-    for region, cases in scores.lesions.items():
-        counts, ends = count_lesions(cases), intervals(cases)
-        shares = {"precision": counts.precision, "recall": counts.recall, "f1": counts.f1}
-        phrases = [f"{share} {show(value, 3)}{_interval(*ends[share], 3)}" for share, value in shares.items()]
-        sentences.append(f"{_name(region)}: {', '.join(phrases)}.")
-    return sentences
-
-
-def describe_agreement(scores: Scores) -> list[str]:
-    """Return bias and limits of agreement of each region's volume, as sentences."""
-    return [
-        f"{_name(region)}: bias {show(found.bias_ml, 2)} ml, limits of agreement {show(found.low_ml, 2)} to"
-        f" {show(found.high_ml, 2)} ml."
-        for region, found in scores.agreement.items()
-    ]
-
-
-def show(value: float, digits: int) -> str:
-    """Return a number as tables show it."""
-    return NOT_DEFINED if isnan(value) else f"{value:.{digits}f}"
+def _find_scan(pair: CasePair, reference: Volume) -> tuple[Volume, str]:
+    """Return the scan and nothing to say, or air and why."""
+    air = Volume(np.full(reference.array.shape, _AIR_HU, dtype=np.int16), reference.geometry)
+    if pair.scan is None:
+        return air, "The scan is not known: outlines only."
+    try:
+        scan = check_hu(read_scan(pair.scan))
+    except KitsattnError:
+        return air, f"{pair.scan.name} cannot be read as a scan: outlines only."
+    if scan.geometry.difference(reference.geometry) is not None:
+        return air, f"{pair.scan.name} is not on the grid of its label map: outlines only."
+    return scan, ""
 
 
 def _score_table(scores: Scores, metric: Metric) -> Table:
     regions = scores.scoring.protocol.regions
     keys = [(region, key) for region in regions for key in (*metric.parts, metric.key)]
     columns = [
-        _name(region.key) + (f", {_PARTS.get(key, 'difference')}, ml" if metric.parts else "") for region, key in keys
+        name(region.key) + (f", {_PARTS.get(key, 'difference')}, ml" if metric.parts else "") for region, key in keys
     ]
     share = metric in (DICE, SURFACE_DICE)
 
@@ -224,8 +167,8 @@ def _score_table(scores: Scores, metric: Metric) -> Table:
     spreads = [scores.spread[region.key][metric.key] for region in regions]
     summaries = [("Mean", *of_metric([cell(spread.mean) for spread in spreads]))]
     if len(scores.cases) > 1:
-        ends = [_interval(spread.low, spread.high, min(metric.digits, 3)) for spread in spreads]
-        summaries.append(("95 % interval", *of_metric([end.strip(" ()") or NOT_DEFINED for end in ends])))
+        ends = [show_interval(spread.low, spread.high, min(metric.digits, 3)) for spread in spreads]
+        summaries.append(("95 % interval", *of_metric(ends)))
         summaries.append(("Median", *of_metric([cell(spread.median) for spread in spreads])))
         deviations = [show(spread.deviation, min(metric.digits, 3)) for spread in spreads]
         summaries.append(("Standard deviation", *of_metric(deviations)))
@@ -279,8 +222,8 @@ def _plots(scores: Scores) -> tuple[Picture, ...]:
             {case.case: case.regions[region][part] for case in scores.cases} for part in VOLUME.parts
         )
         limits = {"bias_ml": found.bias_ml, "low_ml": found.low_ml, "high_ml": found.high_ml}
-        plot = plot_agreement(_name(region), predicted, reference, **limits)
-        caption = f"Bland-Altman plot of the volume of {_name(region).lower()}."
+        plot = plot_agreement(name(region), predicted, reference, **limits)
+        caption = f"Bland-Altman plot of the volume of {name(region).lower()}."
         pictures.append(Picture(plot, caption, caption))
     return tuple(pictures)
 
@@ -288,7 +231,7 @@ def _plots(scores: Scores) -> tuple[Picture, ...]:
 def _panel(scores: Scores, metric: Metric) -> "ScorePanel":
     from kitsattn.figures.scores import ScorePanel  # noqa: PLC0415 - see above
 
-    values = {_name(region.key): scores.values(region, metric) for region in scores.scoring.protocol.regions}
+    values = {name(region.key): scores.values(region, metric) for region in scores.scoring.protocol.regions}
     return ScorePanel(metric.title, values, share=metric in (DICE, SURFACE_DICE))
 
 
@@ -302,7 +245,7 @@ def _notes(scores: Scores) -> tuple[str, ...]:
 
 
 def _describe_protocol(protocol: ScoringProtocol) -> str:
-    regions = " ".join(f"{_name(region.key)}: {_describe_labels(region, protocol)}." for region in protocol.regions)
+    regions = " ".join(f"{name(region.key)}: {_describe_labels(region, protocol)}." for region in protocol.regions)
     return (
         f"{protocol.title}. {regions} Mean: over the cases, with the bootstrap's 95 % confidence interval."
         " Composite: the mean of the regions' mean Dice. The worst cases stand first."
@@ -318,7 +261,7 @@ def _picture(scored: CaseScores, scoring: Scoring, image: Path) -> Picture:
     sentences = []
     for metric in scoring.metrics:
         values = [
-            f"{_name(region).lower()} {show(found[metric.key], min(metric.digits, 3))}"
+            f"{name(region).lower()} {show(found[metric.key], min(metric.digits, 3))}"
             for region, found in scored.regions.items()
         ]
         sentences.append(f"{metric.title}: {', '.join(values)}.")
@@ -332,16 +275,3 @@ def _picture(scored: CaseScores, scoring: Scoring, image: Path) -> Picture:
 
 def _enumerate(words: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
-
-
-def _name(key: str) -> str:
-    return key.replace("_", " ").capitalize()
-
-
-def _interval(low: float, high: float, digits: int) -> str:
-    """Return an interval in brackets; nothing where there is none."""
-    return "" if isnan(low) else f" ({low:.{digits}f} to {high:.{digits}f})"
-
-
-def _csv_cell(value: float) -> str:
-    return "" if isnan(value) else f"{value:.8f}"

@@ -1,5 +1,6 @@
 """Evaluation of a cohort: score every case, whatever becomes of some of them."""
 
+import logging
 from functools import partial
 
 from kitsattn.errors import KitsattnError
@@ -8,6 +9,8 @@ from kitsattn.evaluate.match import CasePair, MatchedCases
 from kitsattn.evaluate.metrics import Scoring
 from kitsattn.evaluate.scores import Scores
 from kitsattn.jobs import Progress, silent, try_cases
+
+_log = logging.getLogger(__name__)
 
 
 def evaluate_cases(
@@ -23,7 +26,7 @@ def evaluate_cases(
     Args:
         matched: What to score, from `match_cases`; at least one pair.
         scoring: What to score, and how.
-        workers: Number of processes; 1 scores in this one.
+        workers: Number of processes at most; 1 scores in this one.
         scheduler: Address of a Dask scheduler whose workers score the cases instead.
         progress: Called after each case.
 
@@ -32,12 +35,13 @@ def evaluate_cases(
         another grid than its reference, or because a reference holds labels that the protocol does not know.
 
     Raises:
-        KitsattnError: If no case can be scored, with the first one's reason, or if the scheduler fails.
+        KitsattnError: If no case can be scored, with the last one's reason, the others being logged; or if the
+            scheduler fails.
     """
     results = try_cases(
         partial(_score_pair, scoring=scoring),
         matched.pairs,
-        workers=workers,
+        workers=min(workers, len(matched.pairs)),
         scheduler=scheduler,
         label="evaluate",
         progress=progress,
@@ -49,8 +53,10 @@ def evaluate_cases(
         if isinstance(result, KitsattnError)
     }
     if not cases:
-        first = next(iter(failed.values()))
-        raise KitsattnError(first if len(failed) == 1 else f"no case can be scored; of the first: {first}")
+        *others, last = failed.values()
+        for reason in others:
+            _log.warning("not scored: %s", reason)
+        raise KitsattnError(last if not others else f"no case can be scored, the last one since {last}")
     missing = tuple(case for case in matched.missing if case not in failed)
     return Scores(tuple(cases), scoring, missing, matched.surplus, failed)
 

@@ -78,19 +78,21 @@ class Scores:
         return {case.case: case.regions[region.key][metric.key] for case in self.cases}
 
     def worst_first(self, metric: Metric | None = None) -> list[CaseScores]:
-        """Return the cases by their mean error over the regions, the largest first; not defined is worst.
+        """Return the cases by their mean error over the regions, the largest first, and not defined before it.
 
         Args:
             metric: Whose error; None takes the first, or the number of missed and false lesions where there is none.
         """
+        by = metric or next(iter(self.scoring.metrics), None)
 
-        def error(case: CaseScores) -> float:
+        def error(case: CaseScores) -> tuple[int, float]:
             if by is None:
                 lesions = [lesion for found in case.lesions.values() for lesion in (*found.reference, *found.predicted)]
-                return sum(not lesion.matched for lesion in lesions)
-            return fmean(by.error(values[by.key]) for values in case.regions.values())
+                return 0, sum(not lesion.matched for lesion in lesions)
+            values = [found[by.key] for found in case.regions.values()]
+            defined = [by.error(value) for value in values if not math.isnan(value)]
+            return len(values) - len(defined), fmean(defined or [0.0])
 
-        by = metric or next(iter(self.scoring.metrics), None)
         return sorted(self.cases, key=error, reverse=True)
 
     def to_json(self) -> dict[str, Any]:
@@ -98,7 +100,7 @@ class Scores:
         return {
             "protocol": self.scoring.protocol.key,
             "cases": [{"case": case.case, **_case_to_json(case)} for case in self.cases],
-            "mean": {region: _without_nan(values) for region, values in self.mean.items()},
+            "mean": {region: without_nan(values) for region, values in self.mean.items()},
             "spread": {
                 region: {metric: _spread_to_json(spread) for metric, spread in spreads.items()}
                 for region, spreads in self.spread.items()
@@ -115,7 +117,7 @@ class Scores:
 
     def _agreement_to_json(self) -> dict[str, Any]:
         return {
-            region: _without_nan({"bias_ml": found.bias_ml, "low_ml": found.low_ml, "high_ml": found.high_ml})
+            region: without_nan({"bias_ml": found.bias_ml, "low_ml": found.low_ml, "high_ml": found.high_ml})
             for region, found in self.agreement.items()
         }
 
@@ -123,7 +125,7 @@ class Scores:
         return {
             region: {
                 **_counts_to_json(count_lesions(cases)),
-                "ci95": {share: _ends(low, high) for share, (low, high) in intervals(cases).items()},
+                "ci95": {share: ends(low, high) for share, (low, high) in intervals(cases).items()},
                 "sizes": [
                     {
                         "from_mm": low,
@@ -139,7 +141,7 @@ class Scores:
 
 def _case_to_json(case: CaseScores) -> dict[str, Any]:
     """Return what JSON says of each region."""
-    found: dict[str, dict[str, Any]] = {region: _without_nan(values) for region, values in case.regions.items()}
+    found: dict[str, dict[str, Any]] = {region: without_nan(values) for region, values in case.regions.items()}
     for region, lesions in case.lesions.items():
         found[region] |= {
             "lesions": [_lesion_to_json(lesion, "found") for lesion in lesions.reference],
@@ -159,18 +161,19 @@ def _lesion_to_json(lesion: Lesion, matched: str) -> dict[str, Any]:
 
 def _counts_to_json(counts: Counts) -> dict[str, Any]:
     shares = {"precision": counts.precision, "recall": counts.recall, "f1": counts.f1}
-    return {**asdict(counts), **_without_nan(shares)}
+    return {**asdict(counts), **without_nan(shares)}
 
 
 def _spread_to_json(spread: Spread) -> dict[str, Any]:
-    values = _without_nan({"median": spread.median, "sd": spread.deviation})
-    return {"cases": spread.cases, **values, "mean_ci95": _ends(spread.low, spread.high)}
+    values = without_nan({"median": spread.median, "sd": spread.deviation})
+    return {"cases": spread.cases, **values, "mean_ci95": ends(spread.low, spread.high)}
 
 
-def _ends(low: float, high: float) -> list[float] | None:
+def ends(low: float, high: float) -> list[float] | None:
+    """Return the ends of an interval as JSON has them, None where there is none."""
     return None if math.isnan(low) else [low, high]
 
 
-def _without_nan(values: Mapping[str, float]) -> dict[str, float | None]:
+def without_nan(values: Mapping[str, float]) -> dict[str, float | None]:
     """Return values as JSON has them, which knows no NaN."""
     return {key: None if math.isnan(value) else value for key, value in values.items()}

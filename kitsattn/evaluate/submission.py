@@ -128,7 +128,9 @@ def check_submission(
         warnings.append(f"{images} holds no scan of {_some(unseen)}: shape and affine were not checked")
     grids = {path: scans[number] for number, path in files.items() if number in scans}
     work = partial(_check_file, scans=grids, protocol=protocol)
-    for findings in try_cases(work, list(files.values()), workers=workers, label="check", progress=progress):
+    for findings in try_cases(
+        work, list(files.values()), workers=min(workers, len(files) or 1), label="check", progress=progress
+    ):
         faults, doubts = ([str(findings)], []) if isinstance(findings, KitsattnError) else findings
         problems += faults
         warnings += doubts

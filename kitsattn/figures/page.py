@@ -164,9 +164,7 @@ def write_page(path: Path, page: Page) -> None:
     for kind in (Table, Gallery, Leaves):
         environment.tests[kind.__name__.lower()] = lambda part, kind=kind: isinstance(part, kind)
     source = resources.files("kitsattn.figures").joinpath("page.html.jinja").read_text(encoding="utf-8")
-    text = environment.from_string(source).render(page=page)
-    # A file's name that is no UTF-8 reaches us with lone surrogates, which cannot be written.
-    write_text(path, text.encode(errors="replace").decode())
+    write_text(path, environment.from_string(source).render(page=page))
 
 
 def _data_uri(image: Path | bytes) -> str:

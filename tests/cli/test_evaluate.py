@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,8 +15,10 @@ from typer.testing import Result
 
 from kitsattn.files import write_json
 from kitsattn.labels import KITS23_LABELS
+from kitsattn.notices import SYNTHETIC_SCORES_NOTICE
 
 Command = Callable[..., Result]
+Process = Callable[..., subprocess.CompletedProcess[str]]
 Refused = Callable[..., list[Path]]
 
 
@@ -101,9 +104,10 @@ def test_a_missing_prediction_is_told_even_when_quiet(command: Command, home: Pa
     shutil.copytree(raw / "case_00002", Path("predictions") / "case_00002")
     shutil.copytree(raw / "case_00002", Path("predictions") / "case_00099")
     result = command("-q", "evaluate", "dice", "predictions", raw, "--workers", "1", "--json")
+    missing = [f"case_0000{number}" for number in (0, 1, 3, 4, 5)]
     assert result.stderr.splitlines() == [
-        "warning: no prediction, counted as empty: case_00000, case_00001, case_00003, case_00004, case_00005",
-        "warning: no reference, left out: case_00099",
+        f"warning: predictions has no prediction, counted as empty, of {', '.join(missing)}",
+        "warning: predictions has predictions without a reference, left out: case_00099",
     ]
     assert json.loads(result.stdout)["mean"]["tumour"]["dice"] == pytest.approx(1 / 6)
 
@@ -161,7 +165,7 @@ def test_a_turned_prediction_is_told(command: Command) -> None:
 
     result = command("evaluate", "dice", "predictions", "references", "--workers", "1", "--json")
 
-    assert result.stderr == "stored in another orientation than the reference, and turned: a\n"
+    assert result.stderr == "predictions: stored in another orientation than the reference, and turned: a\n"
     assert json.loads(result.stdout)["composite"] == 1
 
 
@@ -192,6 +196,42 @@ def test_two_sets_of_predictions_are_compared(command: Command) -> None:
     assert tumour["changes"][0] == {"case": "b", "a": 0.0, "b": 1.0, "difference": 1.0}
 
 
+def test_a_comparison_tells_whose_cases_are_amiss(command: Command) -> None:
+    """Of which side a prediction is missing or cannot be read; the exit code is 1, and lesions are not compared."""
+    write_pairs("first", a=([1, 2], [1, 2]), b=([1, 2], [1, 2]), c=([1, 2], [1, 2]))
+    write_pairs("second", a=([1, 2], [1, 2]), b=([1, 2], [1, 2]))
+    (Path("second") / "b.nii.gz").write_bytes(b"no label map")
+
+    words = ["-q", "evaluate", "all", "--compare", "first", "second", "references", "--workers", "1", "--json"]
+    result = command(*words)
+
+    assert result.exit_code == 1
+    lines = result.stderr.splitlines()
+    assert lines[0].startswith("warning: not scored: second/b.nii.gz ")
+    assert lines[1:] == [
+        "warning: second has no prediction, counted as empty, of c",
+        "warning: in one of both only, left out: b",
+    ]
+    content = json.loads(result.stdout)
+    assert (content["missing"], content["unpaired"]) == ({"a": [], "b": ["c"]}, ["b"])
+    assert list(content["failed"]["b"]) == ["b"]
+    assert not any("lesion" in rule for rule in content["rules"])
+
+
+def test_sides_with_other_labels_are_not_compared(
+    home: Path, tmp_path: Path, changed_checkpoint: Callable[..., Path], refused: Refused
+) -> None:
+    """Runs of two data sets are scored by other regions, unless a protocol is named."""
+    shutil.copytree(home, tmp_path / "ws")
+    run = next((tmp_path / "ws" / "runs").iterdir())
+    shutil.copytree(run, run.with_name("other"))
+    changed_checkpoint(
+        run.with_name("other") / "fold_0" / "best.safetensors", lambda header: replace(header, labels=KITS23_LABELS)
+    )
+    words = ["evaluate", "dice", "--compare", run.name, "other", "--workspace", "ws", "--workers", "1"]
+    refused(*words, names=f"{run.name} and other have different labels", mend="name the --protocol")
+
+
 def test_a_run_is_compared_by_its_name(command: Command, home: Path) -> None:
     """Without REF both are runs of the workspace; here one run with itself."""
     run = next((home / "runs").iterdir())
@@ -208,6 +248,89 @@ def test_what_cannot_be_compared_is_refused(refused: Refused) -> None:
     refused(*words, names="first is no run", mend="or folders of predictions with a REF behind them")
     refused(*words, "references", "--csv", "scores.csv", names="--compare A B", mend="leave the rest out")
     refused(*words, "references", names="second does not exist", mend="give a label map, or a folder of label maps")
+
+
+def test_the_worst_cases_stand_first_in_tables(command: Command) -> None:
+    """Above the mean and its interval."""
+    write_pairs("predictions", a=([1, 2], [1, 2]), b=([0, 0], [1, 2]), c=([1, 0], [1, 2]))
+    table = command("evaluate", "dice", "predictions", "references", "--workers", "1").stdout
+    names = [line.split("│")[1].strip() for line in table.splitlines() if "│" in line]
+    assert names == ["b", "c", "a", "mean", "95 % interval", "median", "standard deviation"]
+
+
+def test_names_are_not_taken_for_markup(command: Command) -> None:
+    """A case is called as its file is."""
+    write_pairs("predictions", **{"[red]a[_red]": ([1, 2], [1, 2]), "t:smile:": ([1, 2], [1, 2]), "[_x]": ([1], [1])})
+    table = command("evaluate", "dice", "predictions", "references", "--workers", "1").stdout
+    assert all(name in table for name in ("[red]a[_red]", "t:smile:", "[_x]"))
+
+
+def test_many_regions_are_rows(command: Command) -> None:
+    """40 labels as columns could not be read: there are means, and the cases are in JSON and files."""
+    write_pairs("predictions", a=(list(range(41)), list(range(41))))
+    labels = {"background": 0, **{f"organ_{value}": value for value in range(1, 41)}}
+    write_json(Path("references") / "kitsattn-dataset.json", {"labels": labels})
+    table = command("evaluate", "dice", "predictions", "references", "--workers", "1").stdout
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in table.splitlines() if "│" in line]
+    assert len(rows) == 40
+    assert rows[0] == ["organ_1", "1.0000", "not defined", "1.0000", "not defined"]
+
+
+@pytest.mark.parametrize("width", ["60", "80", "200"])
+def test_numbers_are_whole_on_narrow_terminals(command: Command, width: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Words are broken first."""
+    monkeypatch.setenv("COLUMNS", width)
+    write_pairs("first", a=([1, 2], [1, 2]), b=([1, 0], [1, 2]))
+    write_pairs("second", a=([0, 2], [1, 2]), b=([1, 2], [1, 2]))
+    shown = command("evaluate", "detection", "first", "references", "--workers", "1").stdout
+    rows = [line for line in shown.splitlines() if "0.500" in line]
+    assert "1.000" in rows[0]
+    words = ["evaluate", "dice", "--compare", "first", "second", "references", "--workers", "1"]
+    if width != "60":
+        shown = command(*words).stdout
+        rows = [line for line in shown.splitlines() if "0.3333" in line]
+        assert "…" not in "".join(rows)
+
+
+def test_without_tables_the_scores_are_not_lost(command: Command) -> None:
+    """They are printed before a file is written that cannot be."""
+    write_pairs("predictions", a=([1, 2], [1, 2]))
+    Path("folder.csv").mkdir()
+    result = command("evaluate", "dice", "predictions", "references", "--workers", "1", "--csv", "folder.csv")
+    assert result.exit_code == 1
+    assert "composite 1.0000" in result.stdout
+    assert result.stderr.startswith("error: folder.csv ")
+
+
+def test_phantoms_are_told_on_the_page_and_in_the_picture(command: Command) -> None:
+    """What the references' folder says of itself."""
+    write_pairs("predictions", a=([1, 2], [1, 2]))
+    write_json(Path("references") / "kitsattn-dataset.json", {"synthetic": True})
+    outputs = ["--html", "scores.html", "--png", "scores.png"]
+    command("evaluate", "dice", "predictions", "references", "--workers", "1", *outputs)
+    assert SYNTHETIC_SCORES_NOTICE in Path("scores.html").read_text(encoding="utf-8")
+    assert SYNTHETIC_SCORES_NOTICE.encode() in Path("scores.png").read_bytes()
+
+
+def test_the_page_shows_the_worst_cases(command: Command) -> None:
+    """Six of seven; the best one is left out."""
+    cases = {name: ([1, 1, 2] if name == "d" else [1, 0, 0], [1, 1, 2]) for name in "abcdefg"}
+    write_pairs("predictions", **cases)
+    command("evaluate", "dice", "predictions", "references", "--workers", "1", "--html", "scores.html")
+    page = Path("scores.html").read_text(encoding="utf-8")
+    assert [name for name in cases if f"CT slices of {name} with" in page] == list("abcefg")
+
+
+def test_scoring_a_small_pair_loads_little(process: Process) -> None:
+    """What is not loaded keeps nobody waiting, and one pair needs no other process; nibabel looks for scipy itself."""
+    write_pairs("predictions", a=([1, 2], [1, 2]))
+    program = (
+        "import sys; from kitsattn.__main__ import main\n"
+        "try: main()\n"
+        "finally: print(sorted({'torch', 'scipy.spatial', 'joblib', 'matplotlib', 'SimpleITK'} & sys.modules.keys()))"
+    )
+    run = process("evaluate", "dice", "predictions", "references", program=program)
+    assert run.stdout.splitlines()[-1] == "[]"
 
 
 def test_a_page_a_picture_and_a_table_are_written(command: Command, home: Path) -> None:

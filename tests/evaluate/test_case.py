@@ -150,7 +150,10 @@ def test_unknown_labels_in_the_reference_are_refused(
 
     with pytest.raises(KitsattnError, match=r"reference\.nii\.gz holds the unknown labels \[3, 4\]: .*, 2 tumour"):
         score_case("a", predicted, truth, Scoring())
-    with pytest.raises(KitsattnError, match=r"reference\.nii\.gz holds the unknown labels \[4\]: .*, 3 cyst$"):
+    with pytest.raises(
+        KitsattnError,
+        match=r"reference\.nii\.gz holds the unknown labels \[4\]: .*, 3 cyst; the labels of other data are",
+    ):
         score_case("a", predicted, truth, Scoring(KITS23))
 
 
@@ -207,6 +210,15 @@ def test_unknown_labels_in_the_prediction_are_background(
     assert (
         "other.nii.gz holds the labels [3, 7], which count as background: scored are 1 kidney, 2 tumour" in caplog.text
     )
+
+
+def test_a_scan_as_prediction_is_refused(tmp_path: Path, prediction: np.ndarray, reference: np.ndarray) -> None:
+    """Whole numbers from 0 to 255 may be grey values: with more than 20 that are no labels it is no label map."""
+    truth = write_labels(tmp_path / "reference.nii.gz", reference)
+    prediction.ravel()[:40] = range(40)
+
+    with pytest.raises(KitsattnError, match=r"grey\.nii\.gz holds 37 values that are no labels: give a label map"):
+        score_case("a", write_labels(tmp_path / "grey.nii.gz", prediction), truth, Scoring())
 
 
 def test_real_label_map_scores_1_against_itself_in_another_orientation(tmp_path: Path, test_data: Path) -> None:

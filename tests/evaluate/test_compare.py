@@ -36,8 +36,7 @@ def test_comparison_worked_by_hand() -> None:
         ("c", 0.0),
     ]
     assert (difference.better, difference.worse) == (1, 1)
-    assert difference.first.mean == pytest.approx(2.2 / 3)
-    assert difference.second.mean == pytest.approx(2.4 / 3)
+    assert difference.means == pytest.approx((2.2 / 3, 2.4 / 3))
     assert difference.spread == measure_spread([change.difference for change in difference.changes])
     assert difference.spread.mean == pytest.approx(0.2 / 3)
 
@@ -87,6 +86,21 @@ def test_json_knows_no_nan() -> None:
     assert difference["p_wilcoxon"] is None
     assert (difference["better"], difference["equal"], difference["worse"]) == (0, 1, 0)
     assert difference["changes"] == [{"case": "a", "a": 0.5, "b": 0.5, "difference": 0.0}]
+
+
+def test_cases_of_one_side_only_are_listed() -> None:
+    """Runs of other folds have other cases; that must be seen."""
+    comparison = compare_scores(("A", "B"), scores(DICE, {"a": 0.5, "b": 0.5}), scores(DICE, {"b": 0.5, "c": 0.5}))
+
+    assert comparison.to_json()["unpaired"] == ["a", "c"]
+
+
+def test_a_metric_that_is_defined_for_no_pair_has_no_figures() -> None:
+    """The region is told all the same."""
+    difference = compare(HD95, {"a": nan}, {"a": 3.0})
+
+    assert difference.changes == ()
+    assert all(isnan(value) for value in (*difference.means, difference.spread.mean, difference.p))
 
 
 def test_sides_without_a_common_case_are_refused() -> None:

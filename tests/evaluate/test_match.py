@@ -146,6 +146,19 @@ def test_label_maps_with_nothing_around_them_are_scored_as_kits19(tmp_path: Path
     assert (choose_protocol(file), choose_protocol(tmp_path)) == (KITS19, KITS19)
 
 
+def test_the_protocol_is_that_of_nnunets_settings(tmp_path: Path) -> None:
+    """`dataset.json` beside labelsTr names the labels, whatever the label maps happen to hold."""
+    reference = touch(tmp_path / "data" / "labelsTr" / "a.nii.gz")
+    touch(tmp_path / "data" / "imagesTr" / "a_0000.nii.gz")
+    settings = {"channel_names": {"0": "CT"}, "labels": dict(KITS23_LABELS), "file_ending": ".nii.gz"}
+    write_json(tmp_path / "data" / "dataset.json", settings)
+
+    assert choose_protocol(reference.parent) == KITS23
+    assert choose_protocol(reference) == KITS23
+    (tmp_path / "data" / "dataset.json").write_text("{}", encoding="utf-8")
+    assert choose_protocol(reference.parent) == KITS19
+
+
 @pytest.mark.parametrize(
     ("scan", "labels", "references"),
     [
@@ -164,6 +177,17 @@ def test_scans_are_found_beside_the_references(tmp_path: Path, scan: str, labels
     matched = MatchedCases((CasePair("case_00007", None, reference),))
 
     assert [pair.scan for pair in add_scans(matched, tmp_path / "data" / references).pairs] == [expected]
+
+
+def test_scans_are_found_from_within_the_references(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`.` has a folder above it too."""
+    scan = touch(tmp_path / "data" / "imagesTr" / "a_0000.nii.gz")
+    touch(tmp_path / "data" / "labelsTr" / "a.nii.gz")
+    settings = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "kidney": 1}, "file_ending": ".nii.gz"}
+    write_json(tmp_path / "data" / "dataset.json", settings)
+    monkeypatch.chdir(tmp_path / "data" / "labelsTr")
+
+    assert [pair.scan for pair in add_scans(match_cases(Path(), Path()), Path()).pairs] == [scan]
 
 
 def test_references_on_their_own_have_no_scans(tmp_path: Path) -> None:

@@ -5,13 +5,19 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from kitsattn.evaluate.overlap import Overlap, count_overlap, dice
-from kitsattn.labels import KITS19, Region
+from kitsattn.labels import KITS19, KITS23, Region
 
 KIDNEY_AND_TUMOUR, TUMOUR = KITS19.regions
 
-label_map_pairs = array_shapes(min_dims=3, max_dims=3, max_side=4).flatmap(
-    lambda shape: st.tuples(*[arrays(np.uint8, shape, elements=st.integers(0, 2))] * 2)
-)
+
+def pairs_up_to(highest: int) -> st.SearchStrategy[tuple[np.ndarray, np.ndarray]]:
+    """Draw two label maps of one shape with values from 0."""
+    return array_shapes(min_dims=3, max_dims=3, max_side=4).flatmap(
+        lambda shape: st.tuples(*[arrays(np.uint8, shape, elements=st.integers(0, highest))] * 2)
+    )
+
+
+label_map_pairs = pairs_up_to(2)
 
 
 def test_counts_worked_by_hand() -> None:
@@ -79,7 +85,17 @@ def test_kits19_definition(pair: tuple[np.ndarray, np.ndarray]) -> None:
         total = np.sum(prediction > above) + np.sum(reference > above)
         if total:
             official = 2 * np.sum((prediction > above) & (reference > above)) / total
-            assert dice(count_overlap(prediction, reference, region)) == pytest.approx(official)
+            assert dice(count_overlap(prediction, reference, region)) == official
+
+
+@given(pair=pairs_up_to(3))
+def test_kits23_definition(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    """All three regions equal the official formula (kits23/evaluation/dice.py), and its rule for empty ones."""
+    for region in KITS23.regions:
+        predicted, true = (np.isin(labels, region.labels) for labels in pair)
+        total = np.count_nonzero(predicted) + np.count_nonzero(true)
+        official = 2 * np.count_nonzero(predicted & true) / total if total else 1
+        assert dice(count_overlap(*pair, region)) == official
 
 
 def test_dice_of_random_label_maps_equals_dice_of_voxel_sets() -> None:

@@ -2,15 +2,21 @@ import base64
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from kitsattn.evaluate.case import CaseScores
-from kitsattn.evaluate.metrics import DICE, HD95, SURFACE_DICE, Scoring
+from kitsattn.evaluate.match import CasePair
+from kitsattn.evaluate.metrics import HD95, Scoring
 from kitsattn.evaluate.overlap import EMPTY_RULE
-from kitsattn.evaluate.report import write_csv, write_report, write_summary
+from kitsattn.evaluate.report import draw_case, write_picture, write_report, write_summary
 from kitsattn.evaluate.scores import Scores
-from kitsattn.labels import KITS23
+from kitsattn.labels import KITS19, KITS23, ScoringProtocol, protocol_of
 from kitsattn.notices import RESEARCH_NOTICE, SYNTHETIC_SCORES_NOTICE
+from kitsattn.volume.geometry import Geometry
+from kitsattn.volume.nifti import write_nifti
+from kitsattn.volume.volume import Volume
 
 
 @pytest.fixture
@@ -95,33 +101,108 @@ def test_report_of_kits23_has_a_column_for_each_of_its_regions(tmp_path: Path) -
         assert part in page
 
 
-def test_csv_has_the_challenges_columns(tmp_path: Path) -> None:
-    """Names and order of KiTS23's evaluation.csv, eight decimal places, the average last."""
-    regions = ("kidney_and_masses", "masses", "tumour")
-    cases = tuple(
-        CaseScores(name, {key: {"dice": dice + place / 100, "surface_dice": 0.5} for place, key in enumerate(regions)})
-        for name, dice in (("case_00001", 0.9), ("case_00002", 0.7))
-    )
-
-    write_csv(tmp_path / "evaluation.csv", Scores(cases, Scoring(KITS23, (DICE, SURFACE_DICE))))
-
-    assert (tmp_path / "evaluation.csv").read_text().splitlines() == [
-        "caseID,Dice_kidney,Dice_masses,Dice_tumor,SD_kidney,SD_masses,SD_tumor",
-        "case_00001,0.90000000,0.91000000,0.92000000,0.50000000,0.50000000,0.50000000",
-        "case_00002,0.70000000,0.71000000,0.72000000,0.50000000,0.50000000,0.50000000",
-        "average,0.80000000,0.81000000,0.82000000,0.50000000,0.50000000,0.50000000",
-    ]
-
-
-def test_csv_of_other_regions_and_of_what_is_not_defined(tmp_path: Path) -> None:
-    """Regions keep their keys; a distance of nothing is empty."""
+def test_tables_sort_and_begin_with_the_worst_case(tmp_path: Path) -> None:
+    """What is not defined is worse than any distance; headings are made buttons by the page's script."""
     nan = float("nan")
-    cases = (CaseScores("a,b", {"kidney_and_tumour": {"hd95_mm": 2.5}, "tumour": {"hd95_mm": nan}}),)
+    cases = tuple(
+        CaseScores(case, {region.key: {"hd95_mm": value} for region in KITS19.regions}, turned=case == "c")
+        for case, value in (("a", 1.0), ("b", 9.0), ("c", nan))
+    )
+    scores = Scores(cases, Scoring(metrics=(HD95,)), failed={"d": "d.nii.gz is no label map"})
 
-    write_csv(tmp_path / "evaluation.csv", Scores(cases, Scoring(metrics=(HD95,))))
+    write_report(tmp_path / "report.html", scores, title="", provenance={}, synthetic=False, images={})
 
-    assert (tmp_path / "evaluation.csv").read_text().splitlines() == [
-        "caseID,HD95_mm_kidney_and_tumour,HD95_mm_tumour",
-        '"a,b",2.50000000,',
-        "average,2.50000000,",
-    ]
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    places = [page.index(f'<th scope="row">{case}</th>') for case in ("c", "b", "a")]
+    assert places == sorted(places)
+    assert "data-sortable" in page or "sortable" in page
+    assert "Not scored: d: d.nii.gz is no label map." in page
+    assert "turned: c." in page
+
+
+@pytest.mark.parametrize(("synthetic", "notice"), [(False, RESEARCH_NOTICE), (True, SYNTHETIC_SCORES_NOTICE)])
+def test_picture_says_what_the_data_are(
+    tmp_path: Path,
+    scores: Scores,
+    synthetic: bool,  # noqa: FBT001 - a parameter
+    notice: str,
+) -> None:
+    """Phantoms are told in the PNG too."""
+    write_picture(tmp_path / "scores.png", scores, title="A fold", synthetic=synthetic)
+
+    with Image.open(tmp_path / "scores.png") as image:
+        assert image.info["Description"] == notice
+
+
+GEOMETRY = Geometry.axial((6, 30, 40), (5.0, 2.0, 2.0))
+
+
+def write_case(folder: Path, *, scan: np.ndarray | None = None, geometry: Geometry = GEOMETRY) -> CasePair:
+    """Write a label map, which is its own prediction but for a cyst, and perhaps a scan."""
+    labels = np.zeros(GEOMETRY.shape, np.uint8)
+    labels[1:5, 5:20, 5:30] = 1
+    write_nifti(folder / "labels.nii.gz", Volume(labels, GEOMETRY))
+    labels[1:5, 8:16, 8:20] = 3
+    write_nifti(folder / "predicted.nii.gz", Volume(labels, GEOMETRY))
+    if scan is not None:
+        write_nifti(folder / "scan.nii.gz", Volume(scan, geometry))
+    place = None if scan is None else folder / "scan.nii.gz"
+    return CasePair("case_00001", folder / "predicted.nii.gz", folder / "labels.nii.gz", place)
+
+
+def draw(folder: Path, pair: CasePair, protocol: ScoringProtocol = KITS19) -> tuple[np.ndarray, str]:
+    """Return the pixels of a case's picture, and what it says below the headline."""
+    draw_case(folder / "case.png", pair, protocol)
+    with Image.open(folder / "case.png") as image:
+        return np.asarray(image.convert("RGB")), str(image.info["Description"])
+
+
+def test_a_case_is_drawn_on_its_scan(tmp_path: Path) -> None:
+    """The picture is brighter than the one without a scan, and has nothing to say."""
+    scan = np.full(GEOMETRY.shape, 200, np.int16)
+    scan[:, :2] = -100
+
+    pixels, note = draw(tmp_path, write_case(tmp_path, scan=scan))
+    dark, other = draw(tmp_path, write_case(tmp_path))
+
+    assert (note, other) == ("", "The scan is not known: outlines only.")
+    assert pixels.mean() > dark.mean() + 20
+
+
+@pytest.mark.parametrize(
+    ("fat", "spacing_mm", "reason"),
+    [(-100, (5.0, 2.0, 2.5), "is not on the grid of its label map"), (0, (5.0, 2.0, 2.0), "cannot be read as a scan")],
+)
+def test_a_scan_that_does_not_fit_is_left_out(
+    tmp_path: Path, fat: int, spacing_mm: tuple[float, float, float], reason: str
+) -> None:
+    """A scan on another grid would show other anatomy; one that is not in HU costs no page."""
+    scan = np.full(GEOMETRY.shape, 200, np.int16)
+    scan[:, :2] = fat
+    pair = write_case(tmp_path, scan=scan, geometry=Geometry.axial(GEOMETRY.shape, spacing_mm))
+
+    _, note = draw(tmp_path, pair)
+
+    assert note == f"scan.nii.gz {reason}: outlines only."
+
+
+def test_a_scan_that_is_gone_is_left_out(tmp_path: Path) -> None:
+    """Nothing is lost by it."""
+    pair = write_case(tmp_path, scan=np.zeros(GEOMETRY.shape, np.int16))
+    (tmp_path / "scan.nii.gz").unlink()
+
+    assert draw(tmp_path, pair)[1] == "scan.nii.gz cannot be read as a scan: outlines only."
+
+
+def test_values_that_the_protocol_does_not_know_are_not_drawn(tmp_path: Path) -> None:
+    """A 3 is background by KiTS19 and a cyst by KiTS23; labels of no challenge have one outline."""
+    pair = write_case(tmp_path)
+    pixels, _ = draw(tmp_path, pair, KITS19)
+    with_cyst, _ = draw(tmp_path, pair, KITS23)
+    others, _ = draw(tmp_path, pair, protocol_of({"background": 0, "liver": 1, "spleen": 2, "gut": 3}))
+    cyst = np.array([0x2F, 0xD6, 0xA0])
+
+    def drawn(picture: np.ndarray) -> bool:
+        return bool((np.abs(picture.astype(int) - cyst).sum(axis=2) < 60).any())
+
+    assert (drawn(pixels), drawn(with_cyst), drawn(others)) == (False, True, False)

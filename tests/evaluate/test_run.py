@@ -1,4 +1,4 @@
-from math import inf, nan
+from math import nan
 from pathlib import Path
 
 import numpy as np
@@ -6,12 +6,13 @@ import pytest
 
 from kitsattn.errors import KitsattnError
 from kitsattn.evaluate.case import CaseScores
+from kitsattn.evaluate.detection import Detection, Lesion
 from kitsattn.evaluate.match import match_cases
 from kitsattn.evaluate.metrics import ASSD, DICE, DISTANCE_RULE, HD95, SURFACE_DICE, VOLUME, Scoring
 from kitsattn.evaluate.overlap import EMPTY_RULE
 from kitsattn.evaluate.run import evaluate_cases
 from kitsattn.evaluate.scores import Scores
-from kitsattn.labels import KITS19, KITS23
+from kitsattn.labels import KITS19, KITS23, protocol_of
 from kitsattn.volume.geometry import Geometry
 from kitsattn.volume.nifti import write_nifti
 from kitsattn.volume.volume import Volume
@@ -174,15 +175,17 @@ def test_a_case_that_cannot_be_scored_costs_no_other(tmp_path: Path, workers: in
     assert "\n" not in scores.failed["b"]
 
 
-def test_where_no_case_can_be_scored_the_reason_is_the_first_ones(tmp_path: Path) -> None:
-    """There is nothing to give a mean of."""
+def test_where_no_case_can_be_scored_every_reason_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """There is nothing to give a mean of: the last reason is the error, the others are logged."""
     predictions, references = tmp_path / "predictions", tmp_path / "references"
     for name in ("a", "b"):
         write_row(references / f"{name}.nii.gz", 1, 0)
         (write_row(predictions / f"{name}.nii.gz", 1, 0)).write_bytes(b"no label map")
 
-    with pytest.raises(KitsattnError, match=r"^no case can be scored; of the first: .*predictions.a\.nii\.gz"):
+    with pytest.raises(KitsattnError, match=r"^no case can be scored, the last one since .*predictions.b\.nii\.gz"):
         evaluate_cases(match_cases(predictions, references), Scoring())
+    (message,) = caplog.messages
+    assert message.startswith(f"not scored: {predictions / 'a.nii.gz'} ")
 
 
 def test_volumes_of_a_cohort_worked_by_hand(tmp_path: Path) -> None:
@@ -220,4 +223,51 @@ def test_the_worst_cases_stand_first() -> None:
 
     assert orders == {"dice": "bca", "hd95_mm": "cba", "volume_difference_ml": "acb"}
     assert scores.worst_first() == scores.worst_first(DICE)
-    assert HD95.error(nan) == inf
+
+
+def test_cases_with_one_region_not_defined_are_ordered_by_the_others() -> None:
+    """They come before all others, the worst of them first."""
+    values = {"a": (1.0, 1.0), "b": (2.0, nan), "c": (8.0, nan)}
+    cases = tuple(
+        CaseScores(case, {"kidney_and_tumour": {"hd95_mm": kidney}, "tumour": {"hd95_mm": tumour}})
+        for case, (kidney, tumour) in values.items()
+    )
+
+    assert [case.case for case in Scores(cases, Scoring(metrics=(HD95,))).worst_first()] == ["c", "b", "a"]
+
+
+def test_without_metrics_the_worst_case_has_most_missed_and_false_lesions() -> None:
+    """Detection alone has an order too."""
+    found, missed = Lesion(1.0, 0.5), Lesion(1.0, 0.0)
+    cases = (
+        CaseScores("a", {}, {"tumour": Detection((found,), (found,))}),
+        CaseScores("b", {}, {"tumour": Detection((found, missed), (found, missed))}),
+        CaseScores("c", {}, {"tumour": Detection((missed,), ())}),
+    )
+
+    scores = Scores(cases, Scoring(metrics=(), lesions=True))
+
+    assert [case.case for case in scores.worst_first()] == ["b", "c", "a"]
+
+
+def test_lesions_of_files_have_their_volume(tmp_path: Path) -> None:
+    """Voxels of 5 x 0.7 x 0.9 mm, and a diameter that is the sphere's."""
+    reference = write_row(tmp_path / "reference.nii.gz", 2, 2, 0, 0)
+
+    scores = evaluate_cases(match_cases(reference, reference), Scoring(lesions=True)).to_json()
+
+    ml = 2 * 5.0 * 0.7 * 0.9 / 1_000
+    assert scores["cases"][0]["tumour"]["lesions"] == [
+        {
+            "volume_ml": pytest.approx(ml),
+            "diameter_mm": pytest.approx((6 * ml * 1_000 / np.pi) ** (1 / 3)),
+            "iou": 1.0,
+            "found": True,
+        }
+    ]
+
+
+def test_a_class_called_case_is_refused() -> None:
+    """It would take the place of the case's id in JSON."""
+    with pytest.raises(KitsattnError, match="a class is called case"):
+        protocol_of({"background": 0, "case": 1})
