@@ -62,10 +62,10 @@ def score_case(case_id: str, prediction: Path | None, reference: Path, scoring: 
         KitsattnError: If a file cannot be read or is no label map, if the two lie on different grids, or if the
             reference holds labels that the protocol does not know.
     """
-    truth = read_labels(reference, contiguous=False)
     protocol = scoring.protocol
-    _check_reference(_values(truth.array), protocol, reference)
+    truth = read_labels(reference, contiguous=False)
     if prediction is None:
+        _check_reference(truth.array[foreground_box(truth.array)], protocol, reference)
         return score_labels(case_id, np.zeros_like(truth.array), truth.array, truth.geometry.spacing_mm, scoring)
     predicted = read_labels(prediction, contiguous=False)
     difference = predicted.geometry.difference(truth.geometry)
@@ -75,15 +75,10 @@ def score_case(case_id: str, prediction: Path | None, reference: Path, scoring: 
             f" ({_describe(truth.geometry)}): {difference}; predict from the scan that the reference was drawn on"
         )
         raise KitsattnError(msg)
-    unknown = _values(predicted.array) - set(protocol.labels.values())
-    if len(unknown) > _MOST_UNKNOWN:
-        msg = f"{prediction} holds {len(unknown)} values that are no labels: give a label map, not a scan"
-        raise KitsattnError(msg)
-    if unknown:
-        known = ", ".join(f"{value} {name}" for name, value in protocol.labels.items() if value != BACKGROUND)
-        shown = name_some(map(str, sorted(unknown)))
-        _log.warning("%s holds the labels [%s], which count as background: scored are %s", prediction, shown, known)
-    scores = score_labels(case_id, predicted.array, truth.array, truth.geometry.spacing_mm, scoring)
+    labels, true = _crop(predicted.array, truth.array)
+    _check_reference(true, protocol, reference)
+    _check_prediction(labels, protocol, prediction)
+    scores = _score(case_id, labels, true, truth.geometry.spacing_mm, scoring)
     return replace(scores, turned=_file_axes(predicted) != _file_axes(truth))
 
 
@@ -106,10 +101,17 @@ def score_labels(
     Returns:
         Its scores.
     """
-    # All regions lie where there is a label, a tenth of a scan: the rest is not looked at again.
-    boxes = [foreground_box(labels) for labels in (prediction, reference)]
-    box = tuple(_join(*sides) for sides in zip(*boxes, strict=True))
-    prediction, reference = (np.ascontiguousarray(labels[box]) for labels in (prediction, reference))
+    return _score(case_id, *_crop(prediction, reference), spacing_mm, scoring)
+
+
+def _score(
+    case_id: str,
+    prediction: NDArray[np.integer[Any]],
+    reference: NDArray[np.integer[Any]],
+    spacing_mm: Triple,
+    scoring: Scoring,
+) -> CaseScores:
+    """Score two label maps that are cut to what is labelled."""
     regions = scoring.protocol.regions
     voxel_ml = prod(spacing_mm) / 1_000
     return CaseScores(
@@ -123,7 +125,16 @@ def score_labels(
     )
 
 
-def _check_reference(found: set[int], protocol: ScoringProtocol, path: Path) -> None:
+def _crop(
+    prediction: NDArray[np.integer[Any]], reference: NDArray[np.integer[Any]]
+) -> tuple[NDArray[np.integer[Any]], NDArray[np.integer[Any]]]:
+    """Cut label maps to the box where either is labelled, a tenth of a scan: all regions lie there."""
+    box = tuple(_join(*sides) for sides in zip(foreground_box(prediction), foreground_box(reference), strict=True))
+    return np.ascontiguousarray(prediction[box]), np.ascontiguousarray(reference[box])
+
+
+def _check_reference(labels: NDArray[np.integer[Any]], protocol: ScoringProtocol, path: Path) -> None:
+    found = _values(labels)
     if protocol == KITS19 and found - set(protocol.labels.values()) == {CYST}:
         msg = f"{path} holds the label 3, which KiTS19 does not have and KiTS23 calls cyst: add --protocol kits23"
         raise KitsattnError(msg)
@@ -134,10 +145,20 @@ def _check_reference(found: set[int], protocol: ScoringProtocol, path: Path) -> 
         raise KitsattnError(msg) from None
 
 
+def _check_prediction(labels: NDArray[np.integer[Any]], protocol: ScoringProtocol, path: Path) -> None:
+    unknown = _values(labels) - set(protocol.labels.values())
+    if len(unknown) > _MOST_UNKNOWN:
+        msg = f"{path} holds {len(unknown)} values that are no labels: give a label map, not a scan"
+        raise KitsattnError(msg)
+    if unknown:
+        known = ", ".join(f"{value} {name}" for name, value in protocol.labels.items() if value != BACKGROUND)
+        shown = name_some(map(str, sorted(unknown)))
+        _log.warning("%s holds the labels [%s], which count as background: scored are %s", path, shown, known)
+
+
 def _values(labels: NDArray[np.integer[Any]]) -> set[int]:
-    """Return the values in a label map that are not background."""
     found: set[int] = set()
-    for one_slice in np.ascontiguousarray(labels[foreground_box(labels)]):
+    for one_slice in labels:
         found.update(np.flatnonzero(np.bincount(one_slice.ravel())).tolist())
     return found
 

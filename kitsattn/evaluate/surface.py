@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
 from itertools import product
+from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,8 @@ _CORNERS = tuple(product((0, 1), repeat=3))
 """The eight voxels around a corner, z, y, x; voxel (z, y, x) is bit 4 z + 2 y + x of a code."""
 _INSIDE = 255
 _SHARE = 0.95
+_FEW_STEPS = 500
+"""Up to so many places around one, each is looked up: 8 ms instead of 103 ms for three regions of a KiTS19 case."""
 
 
 class Definition(StrEnum):
@@ -238,17 +241,45 @@ def _nearest(
     places: NDArray[np.int32], others: NDArray[np.int32], spacing_mm: Triple, limit_mm: float
 ) -> NDArray[np.float64]:
     """Return the distance in mm of each place to the nearest of others, infinite where it is beyond the limit."""
+    distances = np.full(len(places), np.inf)
+    if not len(places) or not len(others):
+        return distances
+    reach = limit_mm / np.array(spacing_mm)
+    if np.prod(2 * reach + 1) < _FEW_STEPS:
+        return _nearest_by_steps(places, others, spacing_mm, limit_mm)
     from scipy.spatial import KDTree  # noqa: PLC0415 - 0.2 s, which `evaluate dice` does without
 
+    scale = np.array(spacing_mm)
+    # A little more: the tree leaves out what lies at its limit.
+    query = KDTree(others * scale).query(places * scale, distance_upper_bound=limit_mm * (1 + 1e-9) + 1e-9)
+    nearest = np.asarray(query[1])
+    found = nearest < len(others)
+    steps = (places[found] - others[nearest[found]]) * scale
+    distances[found] = np.sqrt((steps**2).sum(axis=1))
+    return distances
+
+
+def _nearest_by_steps(
+    places: NDArray[np.int32], others: NDArray[np.int32], spacing_mm: Triple, limit_mm: float
+) -> NDArray[np.float64]:
+    """Return the same where few steps on the grid stay within the limit: each is looked up, the shortest first."""
+    sides = [ceil(limit_mm / step_mm) for step_mm in spacing_mm]
+    steps = np.array(list(product(*(range(-side, side + 1) for side in sides))), np.int64)
+    lengths = np.sqrt(((steps * np.array(spacing_mm)) ** 2).sum(axis=1))
+    order = np.argsort(lengths, kind="stable")[: np.count_nonzero(lengths <= limit_mm)]
+    # A margin as wide as the longest step, so that none wraps around.
+    both = np.concatenate((places, others)).astype(np.int64)
+    low = both.min(axis=0) - sides
+    shape = both.max(axis=0) + sides + 1 - low
+    strides = np.array((shape[1] * shape[2], shape[2], 1))
+    occupied = np.zeros(int(shape.prod()), bool)
+    occupied[(others - low) @ strides] = True
     distances = np.full(len(places), np.inf)
-    if len(places) and len(others):
-        scale = np.array(spacing_mm)
-        # A little more: the tree leaves out what lies at its limit.
-        query = KDTree(others * scale).query(places * scale, distance_upper_bound=limit_mm * (1 + 1e-9) + 1e-9)
-        nearest = np.asarray(query[1])
-        found = nearest < len(others)
-        steps = (places[found] - others[nearest[found]]) * scale
-        distances[found] = np.sqrt((steps**2).sum(axis=1))
+    left, at = np.arange(len(places)), (places - low) @ strides
+    for step, length in zip(steps[order] @ strides, lengths[order], strict=True):
+        met = occupied[at + step]
+        distances[left[met]] = length
+        left, at = left[~met], at[~met]
     return distances
 
 

@@ -52,6 +52,8 @@ def label_values(stored: NDArray[Any], slope: float, intercept: float, path: Pat
     """
     with np.errstate(over="ignore", invalid="ignore"):
         values = stored if slope == 1 and intercept == 0 else stored * float(slope) + float(intercept)
+    if values.dtype == np.uint8:
+        return values.astype(np.uint8, copy=False)
     _refuse_non_finite(values, path)
     low, high = values.min(), values.max()
     if low < 0 or high > np.iinfo(np.uint8).max:

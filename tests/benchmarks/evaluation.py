@@ -53,6 +53,8 @@ def make_pair(labels: Path, folder: Path, copies: int) -> None:
 
 def score_here(folder: Path, keys: tuple[str, ...], definition: str = "surface-distance") -> tuple[Any, Cost, float]:
     """Return kitsattn's scores by region, what they cost, and the peak of the process in MB."""
+    import scipy.spatial  # noqa: F401 - imported late by kitsattn, which must not be in the time: the peers' is not
+
     from kitsattn.evaluate.case import score_case
     from kitsattn.evaluate.metrics import METRICS, Scoring
     from kitsattn.evaluate.surface import Definition
