@@ -66,4 +66,7 @@ def test_other_labels_are_scored_one_by_one_in_the_order_of_their_values(labels:
     protocol = protocol_of(_reversed(labels))
 
     assert (protocol.key, protocol.labels) == ("labels", labels)
-    assert protocol.regions == tuple(Region(name, (value,)) for name, value in labels.items() if value)
+    expected = tuple(
+        Region(name, (value,), lesions=name in {"tumour", "cyst"}) for name, value in labels.items() if value
+    )
+    assert protocol.regions == expected
