@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -359,6 +360,32 @@ def test_a_page_a_picture_and_a_table_are_written(command: Command, home: Path) 
     header = Path("evaluation.csv").read_text(encoding="utf-8").splitlines()[0]
     assert header.startswith("caseID,Dice_kidney_and_tumour,Dice_tumour,SD_kidney_and_tumour,SD_tumour,HD95_mm_")
     assert header.endswith("Lesions_tumour,Found_tumour,Predicted_lesions_tumour,True_lesions_tumour")
+
+
+def test_the_page_works_in_a_browser(command: Command, home: Path, browser: Any) -> None:
+    """Each table of cases sorts, plots and pictures are shown, and nothing is loaded or complained of."""
+    raw = home / "raw" / "painted"
+    for number in range(3):
+        shutil.copytree(raw / f"case_0000{number}", Path("predictions") / f"case_0000{number}")
+    command("evaluate", "all", "predictions", raw, "--workers", "1", "--html", "scores.html")
+
+    browser.get(Path("scores.html").absolute().as_uri())
+    tables = browser.find_elements("css selector", "table:has(button)")
+    for table in tables:
+        table.find_element("css selector", "th:first-child button").click()
+    orders = [[row.text for row in table.find_elements("css selector", "tbody th")] for table in tables]
+    images = (
+        "const done = arguments[0]; for (const image of document.images) image.loading = 'eager';"
+        "Promise.allSettled([...document.images].map((image) => image.decode()))"
+        ".then(() => done([...document.images].map((image) => image.naturalWidth)))"
+    )
+    widths = browser.execute_async_script(images)
+
+    assert orders == [[f"case_0000{number}" for number in range(6)]] * 5
+    assert len(widths) == 5 + 2 + 6
+    assert all(width > 0 for width in widths)
+    assert browser.get_log("browser") == []
+    assert browser.execute_script("return performance.getEntriesByType('resource').length") == 0
 
 
 @pytest.mark.parametrize(("option", "suffix"), [("--csv", ".csv"), ("--html", ".html"), ("--png", ".png")])

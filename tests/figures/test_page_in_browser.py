@@ -1,7 +1,6 @@
 """Pages in headless Chromium, as a reader sees them."""
 
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,6 @@ from kitsattn.figures.page import Gallery, Leaf, Leaves, Link, Page, Picture, Ta
 from kitsattn.figures.scores import ScorePanel, plot_agreement, plot_boxes
 
 webdriver: Any = pytest.importorskip("selenium.webdriver", reason="needs selenium to steer a browser")
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(not CHROMIUM or not DRIVER, reason="needs chromium and chromedriver on PATH")
 
 ROWS = (
     ("case_10", 0.5, "12.31", "odd"),
@@ -37,19 +34,6 @@ REVERSED = {
     "Remark": ["case_10", "case_20", "case_2", "case_3", "case_1"],
 }
 """Equal cells keep the order they had; what is no number stays last."""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Chromium without a window; selenium gets both paths, so that it downloads nothing."""
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
 
 
 @pytest.fixture(scope="module")
