@@ -1,4 +1,4 @@
-"""`kitsattn evaluate`: scores of label maps, one subcommand a metric; rankings and submissions of challenges."""
+"""`kitsattn evaluate`: scores of label maps, one subcommand a metric."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -9,8 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kitsattn.cli.challenge import rank, submission
 from kitsattn.cli.console import print_json, print_result, progress_bars, say, warn
-from kitsattn.cli.options import JsonOption, SchedulerOption, WorkersOption, WorkspaceOption
+from kitsattn.cli.options import (
+    JsonOption,
+    Protocol,
+    SchedulerOption,
+    WorkersOption,
+    WorkspaceOption,
+    check_suffix,
+    named_protocol,
+)
 from kitsattn.errors import KitsattnError
 from kitsattn.jobs import available_cores
 from kitsattn.workspace import Workspace
@@ -22,14 +31,6 @@ if TYPE_CHECKING:
     from kitsattn.labels import ScoringProtocol
 
 app = typer.Typer(help="Score predicted label maps against references.", no_args_is_help=True)
-
-
-class Protocol(StrEnum):
-    """Choices of --protocol."""
-
-    auto = "auto"
-    kits19 = "kits19"
-    kits23 = "kits23"
 
 
 class Surfaces(StrEnum):
@@ -181,7 +182,9 @@ def _add_command(name: str, keys: tuple[str, ...], text: str) -> None:
         json: JsonOption = False,
     ) -> None:
         outputs = {".csv": csv, ".html": html, ".png": png}
-        _check_names(outputs)
+        for suffix, path in outputs.items():
+            if path is not None:
+                check_suffix(path, suffix)
         place, cores = Workspace.choose(workspace), workers or available_cores()
 
         def scored(job: _Job) -> "Scores":
@@ -217,81 +220,8 @@ for _name, (_keys, _text) in _COMMANDS.items():
     _add_command(_name, _keys, _text)
 
 
-@app.command()
-def rank(
-    *,
-    submissions: Annotated[
-        list[Path],
-        typer.Argument(metavar="DIR...", help="Folders with an evaluation.csv each.", show_default=False),
-    ],
-    json: JsonOption = False,
-) -> None:
-    """Rank submissions as their challenge does, by the evaluation.csv in the folder of each.
-
-    KiTS21 and KiTS23 rank by mean Dice and by mean surface Dice, then by the mean of both ranks, then by tumour Dice.
-    KiTS19 ranks by the mean of its two Dice scores.
-
-    `kitsattn evaluate all DIR REF --csv DIR/evaluation.csv` makes the file, and so do the scripts of the challenges.
-
-    Example: kitsattn evaluate rank team-a/ team-b/ team-c/
-    """
-    from kitsattn.evaluate.rank import rank_submissions, read_submission, to_json
-
-    ranking = rank_submissions([read_submission(folder) for folder in submissions])
-    if json:
-        print_json(to_json(ranking))
-        return
-    from kitsattn.cli.scores import ranking_table
-
-    print_result(ranking_table(ranking))
-
-
-@app.command()
-def submission(
-    *,
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Predictions of the test cases.", show_default=False)],
-    protocol: Annotated[
-        Protocol, typer.Option(help="Whose rules hold; auto tells by the numbers of the cases, kits19 up to 299.")
-    ] = Protocol.auto,
-    images: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="The test scans, whose shapes and affines are compared.", show_default=False),
-    ] = None,
-    out: Annotated[Path, typer.Option(metavar="FILE", help="The archive; it is replaced.")] = Path("predictions.zip"),
-    workers: WorkersOption = None,
-    json: JsonOption = False,
-) -> None:
-    """Check the predictions of a challenge's test cases, and zip them as it asks for.
-
-    Checked are names, that none is missing, values, and against the test scans shapes and affines. What the challenge
-    would refuse is a problem; nothing is written then, and the exit code is 1.
-
-    Files may be named prediction_00210.nii.gz or case_00210.nii.gz; the archive has the challenge's names.
-
-    Example: kitsattn evaluate submission predictions/ --images kits19/data/
-    """
-    from kitsattn.evaluate.submission import check_submission, guess_protocol, zip_submission
-
-    _check_names({".zip": out})
-    chosen = _protocol(protocol) or guess_protocol(folder)
-    with progress_bars() as progress:
-        checked = check_submission(folder, images, chosen, workers=workers or available_cores(), progress=progress)
-    for warning in checked.warnings:
-        warn(warning)
-    if not checked.problems:
-        zip_submission(out, checked)
-    if json:
-        print_json({**checked.to_json(), "archive": None if checked.problems else str(out)})
-    else:
-        for note in checked.notes:
-            say(note)
-        for problem in checked.problems:
-            warn(problem)
-        if not checked.problems:
-            print_result(f"{out}: {len(checked.files)} files for {chosen.title}")
-    if checked.problems:
-        msg = f"{out} was not written: mend what is told above, and run the command again"
-        raise KitsattnError(msg)
+app.command("rank")(rank)
+app.command("submission")(submission)
 
 
 def _scoring(protocol: "ScoringProtocol", keys: tuple[str, ...], definition: Surfaces) -> "Scoring":
@@ -354,15 +284,9 @@ def _named(predictions: Path, references: Path, protocol: Protocol) -> _Job:
     from kitsattn.evaluate.match import choose_protocol, match_cases
 
     place = references.absolute()
-    matched, chosen = match_cases(predictions, references), _protocol(protocol) or choose_protocol(references)
+    matched, chosen = match_cases(predictions, references), named_protocol(protocol) or choose_protocol(references)
     synthetic = read_description(place, *place.parents).synthetic
     return _Job(str(predictions), matched, chosen, references, synthetic)
-
-
-def _protocol(protocol: Protocol) -> "ScoringProtocol | None":
-    from kitsattn.labels import KITS19, KITS23
-
-    return {Protocol.kits19: KITS19, Protocol.kits23: KITS23}.get(protocol)
 
 
 def _held_out(checkpoints: list[Path], workspace: Workspace, protocol: Protocol) -> _Job:
@@ -393,7 +317,7 @@ def _held_out(checkpoints: list[Path], workspace: Workspace, protocol: Protocol)
     if not pairs:
         msg = f"{run} has no held-out predictions yet: let `kitsattn train` finish, or name PRED and REF"
         raise KitsattnError(msg)
-    chosen = _protocol(protocol) or protocol_of(labels)
+    chosen = named_protocol(protocol) or protocol_of(labels)
     return _Job(run.name, MatchedCases(tuple(pairs)), chosen, None, synthetic)
 
 
@@ -435,14 +359,6 @@ def _compare(jobs: list[_Job], scored: "Callable[[_Job], Scores]", *, json: bool
             print_result(sentence)
     if first.failed or second.failed:
         raise typer.Exit(1)
-
-
-def _check_names(outputs: Mapping[str, Path | None]) -> None:
-    """Refuse a file that is not named as what it will be: it might be a label map, and be lost."""
-    for suffix, path in outputs.items():
-        if path is not None and path.suffix.lower() != suffix:
-            msg = f"{path} has no suffix of its format: name it {suffix}"
-            raise KitsattnError(msg)
 
 
 def _write(job: _Job, scores: "Scores", outputs: Mapping[str, Path | None]) -> None:

@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+from kitsattn.errors import KitsattnError
+from kitsattn.labels import KITS19, KITS23, ScoringProtocol
+
 AUTO = "auto"
 """The batch size that is chosen by memory."""
 
@@ -27,6 +30,19 @@ class Precision(StrEnum):
     fp32 = "fp32"
     bf16 = "bf16"
     fp16 = "fp16"
+
+
+class Protocol(StrEnum):
+    """Choices of --protocol."""
+
+    auto = "auto"
+    kits19 = "kits19"
+    kits23 = "kits23"
+
+
+def named_protocol(choice: Protocol) -> ScoringProtocol | None:
+    """Return the protocol that was named; None leaves it to the data."""
+    return {Protocol.kits19: KITS19, Protocol.kits23: KITS23}.get(choice)
 
 
 def batch_size_check(least: int) -> Callable[[str | None], str | None]:
@@ -67,3 +83,14 @@ SchedulerOption = Annotated[
         show_default=False,
     ),
 ]
+
+
+def check_suffix(path: Path, *suffixes: str) -> None:
+    """Refuse a file that is not named as what it will be: it might be a scan or label map, and be lost.
+
+    Raises:
+        KitsattnError: If its name ends in none of the suffixes.
+    """
+    if not path.name.lower().endswith(suffixes):
+        msg = f"{path} has no suffix of its format: name it {' or '.join(suffixes)}"
+        raise KitsattnError(msg)

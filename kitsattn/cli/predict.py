@@ -22,6 +22,7 @@ from kitsattn.cli.options import (
     PrecisionOption,
     WorkspaceOption,
     batch_size_check,
+    check_suffix,
 )
 from kitsattn.errors import KitsattnError
 from kitsattn.files import check_target, tidy_folder
@@ -365,9 +366,8 @@ def _check_outputs(
     ):
         if path is None:
             continue
-        if suffixes and not path.name.lower().endswith(suffixes):
-            msg = f"{path} has no suffix of its format: name it {' or '.join(suffixes)}"
-            raise KitsattnError(msg)
+        if suffixes:
+            check_suffix(path, *suffixes)
         folder = next(folder for folder in path.absolute().parents if folder.exists())
         if not (folder.is_dir() and os.access(folder, os.W_OK)):
             msg = f"{path} cannot be written: {folder} is no folder that you may write to; name another output"

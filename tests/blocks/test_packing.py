@@ -1,6 +1,7 @@
 """Convolutions packed for the CPU."""
 
 import copy
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -18,21 +19,18 @@ CPU = torch.device("cpu")
 needs_packing = pytest.mark.skipif(not packing._can_pack(), reason="this PyTorch packs no bf16 convolutions")
 
 
-def build(name: str) -> nn.Module:
-    """Return a folded network whose statistics, parameters and gate are not those of a new one."""
-    torch.manual_seed(0)
-    model = build_model(name).eval()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            assert module.running_mean is not None
-            assert module.running_var is not None
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 2.0)
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, 0, 0.1)
-    nn.init.constant_(model.get_parameter("attention.gate"), 0.5)
-    fold_batch_norm(model)
-    return model
+@pytest.fixture
+def build(trained_alike: Callable[[nn.Module], nn.Module]) -> Callable[[str], nn.Module]:
+    """Return what builds a folded network whose attention does something."""
+
+    def make(name: str) -> nn.Module:
+        torch.manual_seed(0)
+        model = trained_alike(build_model(name))
+        nn.init.constant_(model.get_parameter("attention.gate"), 0.5)
+        fold_batch_norm(model)
+        return model
+
+    return make
 
 
 def predict(model: nn.Module, slabs: Tensor) -> Tensor:
@@ -49,7 +47,7 @@ def packed_parts(model: nn.Module) -> int:
 
 @needs_packing
 @pytest.mark.parametrize("name", ["attention-deeplab-tiny", "attention-deeplab-r18", "attention-deeplab-r50"])
-def test_a_packed_network_gives_the_very_same_logits(name: str) -> None:
+def test_a_packed_network_gives_the_very_same_logits(name: str, build: Callable[[str], nn.Module]) -> None:
     """Bit by bit, for inputs of several sizes and counts, although each convolution was sorted for the first."""
     model = build(name)
     packed = copy.deepcopy(model)
@@ -65,7 +63,7 @@ def test_a_packed_network_gives_the_very_same_logits(name: str) -> None:
 
 
 @needs_packing
-def test_threads_may_share_a_packed_network() -> None:
+def test_threads_may_share_a_packed_network(build: Callable[[str], nn.Module]) -> None:
     """Also the first time, when the weights are sorted."""
     model = build("attention-deeplab-tiny")
     slabs = torch.randn(1, 5, 64, 64)
@@ -76,7 +74,9 @@ def test_threads_may_share_a_packed_network() -> None:
     assert all(torch.equal(logits, expected) for logits in found)
 
 
-def test_where_packing_is_missing_or_wrong_the_network_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_packing_is_missing_or_wrong_the_network_is_left_as_it_is(
+    build: Callable[[str], nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its names are private to PyTorch: they may go, and come to mean something else."""
     model = build("attention-deeplab-tiny")
     monkeypatch.setattr(PackedConv2d, "forward", lambda _, x: torch.zeros_like(x))

@@ -1,0 +1,86 @@
+"""`kitsattn evaluate rank` and `submission`: what who takes part in a challenge needs."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kitsattn.cli.console import print_json, print_result, progress_bars, say, warn
+from kitsattn.cli.options import JsonOption, Protocol, WorkersOption, check_suffix, named_protocol
+from kitsattn.errors import KitsattnError
+from kitsattn.jobs import available_cores
+
+
+def rank(
+    *,
+    submissions: Annotated[
+        list[Path],
+        typer.Argument(metavar="DIR...", help="Folders with an evaluation.csv each.", show_default=False),
+    ],
+    json: JsonOption = False,
+) -> None:
+    """Rank submissions as their challenge does, by the evaluation.csv in the folder of each.
+
+    KiTS21 and KiTS23 rank by mean Dice and by mean surface Dice, then by the mean of both ranks, then by tumour Dice.
+    KiTS19 ranks by the mean of its two Dice scores.
+
+    `kitsattn evaluate all DIR REF --csv DIR/evaluation.csv` makes the file, and so do the scripts of the challenges.
+
+    Example: kitsattn evaluate rank team-a/ team-b/ team-c/
+    """
+    from kitsattn.evaluate.rank import rank_submissions, read_submission, to_json
+
+    ranking = rank_submissions([read_submission(folder) for folder in submissions])
+    if json:
+        print_json(to_json(ranking))
+        return
+    from kitsattn.cli.scores import ranking_table
+
+    print_result(ranking_table(ranking))
+
+
+def submission(
+    *,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Predictions of the test cases.", show_default=False)],
+    protocol: Annotated[
+        Protocol, typer.Option(help="Whose rules hold; auto tells by the numbers of the cases, kits19 up to 299.")
+    ] = Protocol.auto,
+    images: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="The test scans, whose shapes and affines are compared.", show_default=False),
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The archive; it is replaced.")] = Path("predictions.zip"),
+    workers: WorkersOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Check the predictions of a challenge's test cases, and zip them as it asks for.
+
+    Checked are names, that none is missing, values, and against the test scans shapes and affines. What the challenge
+    would refuse is a problem; nothing is written then, and the exit code is 1.
+
+    Files may be named prediction_00210.nii.gz or case_00210.nii.gz; the archive has the challenge's names.
+
+    Example: kitsattn evaluate submission predictions/ --images kits19/data/
+    """
+    from kitsattn.evaluate.submission import check_submission, guess_protocol, zip_submission
+
+    check_suffix(out, ".zip")
+    chosen = named_protocol(protocol) or guess_protocol(folder)
+    with progress_bars() as progress:
+        checked = check_submission(folder, images, chosen, workers=workers or available_cores(), progress=progress)
+    for warning in checked.warnings:
+        warn(warning)
+    if not checked.problems:
+        zip_submission(out, checked)
+    if json:
+        print_json({**checked.to_json(), "archive": None if checked.problems else str(out)})
+    else:
+        for note in checked.notes:
+            say(note)
+        for problem in checked.problems:
+            warn(problem)
+        if not checked.problems:
+            print_result(f"{out}: {len(checked.files)} files for {chosen.title}")
+    if checked.problems:
+        msg = f"{out} was not written: mend what is told above, and run the command again"
+        raise KitsattnError(msg)
