@@ -64,8 +64,9 @@ def _join(skip: Tensor, x: Tensor) -> Tensor:
     if not _only_predicts(x):
         repeated = interpolate(x, scale_factor=2, mode="nearest")[..., :height, :width]
         return torch.cat([skip, repeated], dim=1)
+    last = skip.is_contiguous(memory_format=torch.channels_last)
     shape = (len(skip), channels + x.shape[1], height, width)
-    joined = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
+    joined = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last if last else torch.contiguous_format)
     joined[:, :channels] = skip
     for row, column in product((0, 1), repeat=2):
         joined[:, channels:, row::2, column::2] = x[..., : (height - row + 1) // 2, : (width - column + 1) // 2]
@@ -73,8 +74,11 @@ def _join(skip: Tensor, x: Tensor) -> Tensor:
 
 
 def _only_predicts(x: Tensor) -> bool:
-    """Tell whether no gradient is wanted on a CPU: PyTorch's pooling and repetition there keep more than is needed."""
-    return x.device.type == "cpu" and not torch.is_grad_enabled()
+    """Tell whether no gradient is wanted on a CPU: PyTorch's pooling and repetition there keep more than is needed.
+
+    A graph that is exported has PyTorch's own, which know sizes of any kind.
+    """
+    return x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 def _convolution(in_channels: int, out_channels: int) -> nn.Sequential:
