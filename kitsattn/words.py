@@ -17,6 +17,11 @@ def name_some(names: Iterable[str]) -> str:
     return ", ".join(every[:_NAMED_AT_MOST]) + (", …" if len(every) > _NAMED_AT_MOST else "")
 
 
+def readable(name: str) -> str:
+    """Return a file's name with `?` for what is no UTF-8, which can neither be written nor drawn."""
+    return name.encode(errors="replace").decode()
+
+
 def suggest(name: str, names: Iterable[str]) -> str:
     """Return a question that names what was probably meant, to be put behind an error; nothing if nothing is near."""
     near = get_close_matches(name, list(names), n=1)

@@ -36,7 +36,7 @@ def rank(
         return
     from kitsattn.cli.scores import ranking_table
 
-    print_result(ranking_table(ranking))
+    print_result(ranking_table(ranking), whole=True)
 
 
 def submission(

@@ -16,6 +16,9 @@ from kitsattn.jobs import Progress
 if TYPE_CHECKING:
     from rich.table import Table
 
+_WIDEST = 1_000
+"""Columns of a table that is printed whole, at most."""
+
 _logger = logging.getLogger("kitsattn")
 
 
@@ -45,16 +48,26 @@ def warn(message: str) -> None:
     _logger.warning(message)
 
 
-def print_result(text: "str | Table") -> None:
-    """Print a result on stdout."""
+def print_result(text: "str | Table", *, whole: bool = False) -> None:
+    """Print a result on stdout.
+
+    Args:
+        text: A line, or a table.
+        whole: Whether no cell of a table is broken or cut where the terminal is narrow: its lines are then.
+    """
     if isinstance(text, str):
         sys.stdout.write(text + "\n")
         return
     from rich.console import Console
+    from rich.measure import Measurement
 
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
     # A file's name may look like markup; it is none.
-    Console(width=width, markup=False, emoji=False).print(text)
+    console = Console(width=width, markup=False, emoji=False)
+    if whole:
+        needed = Measurement.get(console, console.options.update(max_width=_WIDEST), text).maximum
+        console.width = max(console.width, needed)
+    console.print(text)
 
 
 def print_json(content: Any) -> None:  # noqa: ANN401 - anything that json takes

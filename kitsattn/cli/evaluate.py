@@ -22,6 +22,7 @@ from kitsattn.cli.options import (
 )
 from kitsattn.errors import KitsattnError
 from kitsattn.jobs import available_cores
+from kitsattn.words import readable
 from kitsattn.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -200,8 +201,10 @@ def _add_command(name: str, keys: tuple[str, ...], text: str) -> None:
             return
         job = _choose_cases(predictions, references, protocol, place, name)
         scores = scored(job)
-        _print(scores, json=json)
-        _write(job, scores, outputs)
+        try:
+            _print(scores, json=json)
+        finally:  # who reads only the first lines wants the files all the same
+            _write(job, scores, outputs)
         if scores.failed:
             raise typer.Exit(1)
 
@@ -286,7 +289,7 @@ def _named(predictions: Path, references: Path, protocol: Protocol) -> _Job:
     place = references.absolute()
     matched, chosen = match_cases(predictions, references), named_protocol(protocol) or choose_protocol(references)
     synthetic = read_description(place, *place.parents).synthetic
-    return _Job(str(predictions), matched, chosen, references, synthetic)
+    return _Job(readable(str(predictions)), matched, chosen, references, synthetic)
 
 
 def _held_out(checkpoints: list[Path], workspace: Workspace, protocol: Protocol) -> _Job:
@@ -318,7 +321,7 @@ def _held_out(checkpoints: list[Path], workspace: Workspace, protocol: Protocol)
         msg = f"{run} has no held-out predictions yet: let `kitsattn train` finish, or name PRED and REF"
         raise KitsattnError(msg)
     chosen = named_protocol(protocol) or protocol_of(labels)
-    return _Job(run.name, MatchedCases(tuple(pairs)), chosen, None, synthetic)
+    return _Job(readable(run.name), MatchedCases(tuple(pairs)), chosen, None, synthetic)
 
 
 def _print(scores: "Scores", *, json: bool) -> None:
@@ -330,9 +333,9 @@ def _print(scores: "Scores", *, json: bool) -> None:
     from kitsattn.evaluate.describe import describe_agreement, describe_detection
 
     for metric in scores.scoring.metrics:
-        print_result(score_table(scores, metric))
+        print_result(score_table(scores, metric), whole=True)
     if scores.lesions:
-        print_result(detection_table(scores))
+        print_result(detection_table(scores), whole=True)
     for sentence in (*describe_agreement(scores), *describe_detection(scores), *scores.scoring.rules):
         print_result(sentence)
 
@@ -354,7 +357,7 @@ def _compare(jobs: list[_Job], scored: "Callable[[_Job], Scores]", *, json: bool
         from kitsattn.cli.scores import comparison_tables
 
         for table in comparison_tables(comparison):
-            print_result(table)
+            print_result(table, whole=True)
         for sentence in (*comparison.scoring.rules, COMPARE_RULE):
             print_result(sentence)
     if first.failed or second.failed:

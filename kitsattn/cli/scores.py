@@ -16,8 +16,8 @@ _MOVED = 10
 """How many of the cases that moved most are shown."""
 _MOST_REGIONS = 4
 """Of more regions, which would make a row too wide, the means are shown without the cases."""
-_WORDS = ("region", "size", "submission", "95 % interval")
-"""Columns that may be broken where the terminal is narrow; numbers are not."""
+_WORDS = ("region", "size", "submission")
+"""Columns that hold no numbers."""
 
 
 def score_table(scores: Scores, metric: Metric) -> Table:
@@ -120,6 +120,5 @@ def _table(title: str, first: str, *columns: str) -> Table:
     """Return a table without rows, whose first column holds names and whose others hold numbers."""
     table = Table(first, title=title)
     for column in columns:
-        words = column in _WORDS
-        table.add_column(column, justify="left" if words and column != "95 % interval" else "right", no_wrap=not words)
+        table.add_column(column, justify="left" if column in _WORDS else "right")
     return table

@@ -85,6 +85,19 @@ def read_nnunet(folder: Path) -> Dataset:
     )
 
 
+def read_nnunet_labels(folder: Path) -> Mapping[str, int] | None:
+    """Return class name to label value as `dataset.json` in a folder has them; None where there are none.
+
+    Raises:
+        KitsattnError: If the file cannot be read, or its labels are not understood.
+    """
+    file = folder / SETTINGS_NAME
+    if not file.is_file():
+        return None
+    settings = read_mapping(file)
+    return _read_labels(settings, file) if "labels" in settings else None
+
+
 def _check_channel(settings: Mapping[str, Any], file: Path) -> None:
     channels = settings.get("channel_names", settings.get("modality"))
     if not isinstance(channels, Mapping):

@@ -16,12 +16,12 @@ def name(key: str) -> str:
 
 def show(value: float, digits: int) -> str:
     """Return a number as tables show it."""
-    return NOT_DEFINED if isnan(value) else f"{value:.{digits}f}"
+    return NOT_DEFINED if isnan(value) else f"{value:z.{digits}f}"
 
 
 def show_interval(low: float, high: float, digits: int) -> str:
     """Return an interval as tables show it."""
-    return NOT_DEFINED if isnan(low) else f"{low:.{digits}f} to {high:.{digits}f}"
+    return NOT_DEFINED if isnan(low) else f"{low:z.{digits}f} to {high:z.{digits}f}"
 
 
 def describe_sizes(scores: Scores) -> list[tuple[str, str, Counts]]:

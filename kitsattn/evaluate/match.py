@@ -1,5 +1,6 @@
 """What there is to score: predictions are matched with references by case id."""
 
+import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -9,9 +10,10 @@ from pathlib import Path
 from kitsattn.datasets.dataset import read_description
 from kitsattn.datasets.find import find_dataset
 from kitsattn.datasets.kits import AGGREGATED_NAME, find_cases_folder, recognise_challenge
-from kitsattn.datasets.nnunet import SETTINGS_NAME, read_nnunet
+from kitsattn.datasets.nnunet import read_nnunet_labels
 from kitsattn.errors import KitsattnError
 from kitsattn.labels import KITS19, KITS23, ScoringProtocol, protocol_of
+from kitsattn.words import readable
 
 _SUFFIX = re.compile(r"\.(nii|nii\.gz|nrrd|seg\.nrrd|mha)$", re.IGNORECASE)
 _LAYOUT = "case_00000.nii.gz, prediction_00000.nii.gz or case_00000/segmentation.nii.gz"
@@ -108,16 +110,16 @@ def choose_protocol(references: Path) -> ScoringProtocol:
         references: A label map, or a folder of them.
 
     Raises:
-        KitsattnError: If that `kitsattn-dataset.json` cannot be read or is wrong.
+        KitsattnError: If that file cannot be read or is wrong.
     """
     place = references.absolute()
     labels = read_description(place, *place.parents).labels
     if labels is not None:
         return protocol_of(labels)
     for folder in _places(references):
-        if (folder / SETTINGS_NAME).is_file():
-            with suppress(KitsattnError):  # it may be of something else
-                return protocol_of(read_nnunet(folder).labels)
+        labels = read_nnunet_labels(folder)
+        if labels is not None:
+            return protocol_of(labels)
     cases_folder = find_cases_folder(place)
     return KITS19 if cases_folder is None or recognise_challenge(cases_folder) == "kits19" else KITS23
 
@@ -132,16 +134,21 @@ def add_scans(matched: MatchedCases, references: Path) -> MatchedCases:
     scans: dict[Path, Path] = {}
     for place in _places(references):
         with suppress(KitsattnError):
-            scans = {case.labels.absolute(): case.image for case in find_dataset(place).cases if case.labels}
+            scans = {_normal(case.labels): case.image for case in find_dataset(place).cases if case.labels}
             break
-    pairs = [replace(pair, scan=scans.get(pair.reference.absolute())) for pair in matched.pairs]
+    pairs = [replace(pair, scan=scans.get(_normal(pair.reference))) for pair in matched.pairs]
     return replace(matched, pairs=tuple(pairs))
 
 
 def _places(references: Path) -> tuple[Path, Path]:
     """Return where a data set may lie: in the references' folder, or above it."""
-    folder = references.absolute() if references.is_dir() else references.absolute().parent
+    folder = _normal(references) if references.is_dir() else _normal(references).parent
     return folder, folder.parent
+
+
+def _normal(path: Path) -> Path:
+    """Return a path without `..`, which has a folder above it; links stay as they are."""
+    return Path(os.path.abspath(path))  # noqa: PTH100 - pathlib has this with links resolved only
 
 
 def _find_label_maps(folder: Path) -> dict[str, Path]:
@@ -167,9 +174,9 @@ def _find_label_maps(folder: Path) -> dict[str, Path]:
 
 
 def _case_id(path: Path) -> str:
-    name = _SUFFIX.sub("", path.name)
+    name = readable(_SUFFIX.sub("", path.name))
     if name == "segmentation" or path.name == AGGREGATED_NAME:
-        return path.absolute().parent.name
+        return readable(path.absolute().parent.name)
     return re.sub(r"^prediction_(?=\d+$)", "case_", name)
 
 

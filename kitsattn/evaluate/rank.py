@@ -146,6 +146,9 @@ def to_json(ranking: Sequence[RankedSubmission]) -> dict[str, Any]:
 def _find_table(folder: Path) -> Path:
     if (folder / _FILE).is_file():
         return folder / _FILE
+    if folder.is_file():
+        msg = f"{folder} is a file: name the folder of the submission, which holds {_FILE}"
+        raise KitsattnError(msg)
     found = sorted(folder.rglob(_FILE)) if folder.is_dir() else []
     if not found:
         msg = f"{folder} holds no {_FILE}: {_how_to_make(folder)}"

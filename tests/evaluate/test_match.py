@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -155,6 +156,8 @@ def test_the_protocol_is_that_of_nnunets_settings(tmp_path: Path) -> None:
 
     assert choose_protocol(reference.parent) == KITS23
     assert choose_protocol(reference) == KITS23
+    shutil.rmtree(tmp_path / "data" / "imagesTr")
+    assert choose_protocol(reference) == KITS23
     (tmp_path / "data" / "dataset.json").write_text("{}", encoding="utf-8")
     assert choose_protocol(reference.parent) == KITS19
 
@@ -185,9 +188,10 @@ def test_scans_are_found_from_within_the_references(tmp_path: Path, monkeypatch:
     touch(tmp_path / "data" / "labelsTr" / "a.nii.gz")
     settings = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "kidney": 1}, "file_ending": ".nii.gz"}
     write_json(tmp_path / "data" / "dataset.json", settings)
-    monkeypatch.chdir(tmp_path / "data" / "labelsTr")
-
-    assert [pair.scan for pair in add_scans(match_cases(Path(), Path()), Path()).pairs] == [scan]
+    (tmp_path / "data" / "labelsTr" / "sub").mkdir()
+    for place, references in (("labelsTr", Path()), ("labelsTr/sub", Path(".."))):
+        monkeypatch.chdir(tmp_path / "data" / place)
+        assert [pair.scan for pair in add_scans(match_cases(references, references), references).pairs] == [scan]
 
 
 def test_references_on_their_own_have_no_scans(tmp_path: Path) -> None:
