@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.spatial import KDTree
 
+from kitsattn.evaluate.definition import Definition
 from kitsattn.evaluate.surface import (
-    Definition,
     Surface,
     SurfaceDistances,
     average_distance,

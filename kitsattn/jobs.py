@@ -104,7 +104,7 @@ def run_cases(
     Args:
         work: A function of one case; with more than one worker it must be picklable.
         cases: What to run it on.
-        workers: Number of processes; 1 runs in this one.
+        workers: Number of processes at most, one a case; 1 runs in this one.
         label: What the progress is called.
         progress: Called after each finished case.
 
@@ -141,7 +141,7 @@ def try_cases(
     Args:
         work: A function of one case; with more than one worker or a scheduler it must be picklable.
         cases: What to run it on; `str` of a case is its name in messages.
-        workers: Number of processes on this machine; 1 runs in this one.
+        workers: Number of processes on this machine at most, one a case; 1 runs in this one.
         apart: Whether a single worker is a process of its own, too: this one then survives it.
         scheduler: Address of a Dask scheduler, such as `tcp://host:8786`, whose workers run the cases instead.
         label: What the progress is called.
@@ -253,6 +253,7 @@ def _on_this_machine(
     work: Callable[[Any], Any], cases: Sequence[Any], workers: int, *, apart: bool = False
 ) -> _Outcomes:
     """Run cases in this process, or in several; go on with the others where one of these is killed."""
+    workers = max(1, min(workers, len(cases)))
     if workers == 1 and not apart:
         yield from ((_attempt(work, case), []) for case in cases)
         return

@@ -17,6 +17,12 @@ def name_some(names: Iterable[str]) -> str:
     return ", ".join(every[:_NAMED_AT_MOST]) + (", …" if len(every) > _NAMED_AT_MOST else "")
 
 
+def count_rest(names: Iterable[str], shown: int) -> str:
+    """Name the first few of many in their order, and count the others: `a, b, c and 2 more`."""
+    every = list(names)
+    return ", ".join(every[:shown]) + (f" and {len(every) - shown} more" if len(every) > shown else "")
+
+
 def readable(name: str) -> str:
     """Return a file's name with `?` for what is no UTF-8, which can neither be written nor drawn."""
     return name.encode(errors="replace").decode()

@@ -3,7 +3,6 @@
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +20,7 @@ from kitsattn.cli.options import (
     named_protocol,
 )
 from kitsattn.errors import KitsattnError
+from kitsattn.evaluate.definition import Definition
 from kitsattn.jobs import available_cores
 from kitsattn.words import readable
 from kitsattn.workspace import Workspace
@@ -32,14 +32,6 @@ if TYPE_CHECKING:
     from kitsattn.labels import ScoringProtocol
 
 app = typer.Typer(help="Score predicted label maps against references.", no_args_is_help=True)
-
-
-class Surfaces(StrEnum):
-    """Choices of --definition; those of `evaluate.surface`, which brings numpy."""
-
-    surface_distance = "surface-distance"
-    medpy = "medpy"
-    monai = "monai"
 
 
 @app.callback()
@@ -84,7 +76,7 @@ PngOption = Annotated[
     typer.Option(metavar="FILE", help="Write box plots as a picture; it is replaced.", show_default=False),
 ]
 ProtocolOption = Annotated[Protocol, typer.Option(help="Which labels there are, and what is scored.")]
-DefinitionOption = Annotated[Surfaces, typer.Option(help="What a surface is, as the package of that name has it.")]
+DefinitionOption = Annotated[Definition, typer.Option(help="What a surface is, as the package of that name has it.")]
 
 _PROTOCOLS = """\
 kits19 scores kidney with tumour (labels 1, 2), and tumour (2).
@@ -172,7 +164,7 @@ def _add_command(name: str, keys: tuple[str, ...], text: str) -> None:
         predictions: PredictionsArgument = None,
         references: ReferencesArgument = None,
         protocol: ProtocolOption = Protocol.auto,
-        definition: DefinitionOption = Surfaces.surface_distance,
+        definition: DefinitionOption = Definition.surface_distance,
         compare: CompareOption = None,
         workers: WorkersOption = None,
         scheduler: SchedulerOption = None,
@@ -209,13 +201,11 @@ def _add_command(name: str, keys: tuple[str, ...], text: str) -> None:
             raise typer.Exit(1)
 
     signature = inspect.signature(score)
-    if set(keys).isdisjoint(_SURFACES):
-        shown = [value for value in signature.parameters.values() if value.name != "definition"]
-        signature = signature.replace(parameters=shown)
+    hidden = set() if set(keys) & set(_SURFACES) else {"definition"}
     if keys == (_LESIONS,):
-        shown = [value for value in signature.parameters.values() if value.name not in ("png", "compare")]
-        signature = signature.replace(parameters=shown)
-    score.__signature__ = signature  # type: ignore[attr-defined]
+        hidden |= {"png", "compare"}
+    shown = [value for value in signature.parameters.values() if value.name not in hidden]
+    score.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
     app.command(name, help=f"{text}\n\n{_PROTOCOLS.format(command=name)}")(score)
 
 
@@ -227,10 +217,9 @@ app.command("rank")(rank)
 app.command("submission")(submission)
 
 
-def _scoring(protocol: "ScoringProtocol", keys: tuple[str, ...], definition: Surfaces) -> "Scoring":
+def _scoring(protocol: "ScoringProtocol", keys: tuple[str, ...], definition: Definition) -> "Scoring":
     """Return what a subcommand scores."""
     from kitsattn.evaluate.metrics import METRICS, Scoring
-    from kitsattn.evaluate.surface import Definition
 
     lesions = _LESIONS in keys
     if keys == (_LESIONS,) and not any(region.lesions for region in protocol.regions):
@@ -238,7 +227,7 @@ def _scoring(protocol: "ScoringProtocol", keys: tuple[str, ...], definition: Sur
         msg = f"no region is of lesions ({regions}): a class is if its name says tumour, mass, cyst or lesion"
         raise KitsattnError(msg)
     metrics = tuple(metric for metric in METRICS if metric.key in keys)
-    return Scoring(protocol, metrics, lesions, Definition(definition.value))
+    return Scoring(protocol, metrics, lesions, definition)
 
 
 def _score(job: _Job, scoring: "Scoring", workers: int, scheduler: str | None) -> "Scores":

@@ -1,9 +1,8 @@
 """Agreement of volumes: how far predicted volumes are from those of the reference (Bland and Altman, 1986)."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kitsattn.evaluate.spread import measure_spread
+from kitsattn.evaluate.spread import Spread
 
 _WITHIN = 1.96
 """Standard deviations from the mean within which 95 % of a normal distribution lie."""
@@ -24,12 +23,11 @@ class Agreement:
     high_ml: float
 
 
-def measure_agreement(differences_ml: Sequence[float]) -> Agreement:
+def find_agreement(differences_ml: Spread) -> Agreement:
     """Return bias and limits of agreement.
 
     Args:
-        differences_ml: Predicted volume less that of the reference, one a case.
+        differences_ml: The spread of predicted volumes less those of the reference.
     """
-    spread = measure_spread(differences_ml)
-    half_ml = _WITHIN * spread.deviation
-    return Agreement(spread.mean, spread.mean - half_ml, spread.mean + half_ml)
+    half_ml = _WITHIN * differences_ml.deviation
+    return Agreement(differences_ml.mean, differences_ml.mean - half_ml, differences_ml.mean + half_ml)

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from kitsattn.evaluate.detection import Detection, match_lesions
 from kitsattn.evaluate.metrics import Scoring, measure_region
 from kitsattn.labels import BACKGROUND, CYST, KITS19, ScoringProtocol, check_labels
 from kitsattn.volume.formats import read_labels
-from kitsattn.volume.geometry import Geometry, Triple
+from kitsattn.volume.geometry import Geometry, Triple, voxel_ml
 from kitsattn.volume.volume import Volume
 from kitsattn.volume.voxels import foreground_box
 from kitsattn.words import name_some
@@ -65,20 +64,21 @@ def score_case(case_id: str, prediction: Path | None, reference: Path, scoring: 
     protocol = scoring.protocol
     truth = read_labels(reference, contiguous=False)
     if prediction is None:
-        _check_reference(truth.array[foreground_box(truth.array)], protocol, reference)
-        return score_labels(case_id, np.zeros_like(truth.array), truth.array, truth.geometry.spacing_mm, scoring)
-    predicted = read_labels(prediction, contiguous=False)
-    difference = predicted.geometry.difference(truth.geometry)
-    if difference is not None:
-        msg = (
-            f"{prediction} ({_describe(predicted.geometry)}) is not on the grid of its reference {reference}"
-            f" ({_describe(truth.geometry)}): {difference}; predict from the scan that the reference was drawn on"
-        )
-        raise KitsattnError(msg)
+        predicted = truth.with_array(np.zeros_like(truth.array))
+    else:
+        predicted = read_labels(prediction, contiguous=False)
+        difference = predicted.geometry.difference(truth.geometry)
+        if difference is not None:
+            msg = (
+                f"{prediction} ({_describe(predicted.geometry)}) is not on the grid of its reference {reference}"
+                f" ({_describe(truth.geometry)}): {difference}; predict from the scan that the reference was drawn on"
+            )
+            raise KitsattnError(msg)
     labels, true = _crop(predicted.array, truth.array)
     _check_reference(true, protocol, reference)
-    _check_prediction(labels, protocol, prediction)
-    scores = _score(case_id, labels, true, truth.geometry.spacing_mm, scoring)
+    if prediction is not None:
+        _check_prediction(labels, protocol, prediction)
+    scores = score_labels(case_id, labels, true, truth.geometry.spacing_mm, scoring)
     return replace(scores, turned=_file_axes(predicted) != _file_axes(truth))
 
 
@@ -101,24 +101,14 @@ def score_labels(
     Returns:
         Its scores.
     """
-    return _score(case_id, *_crop(prediction, reference), spacing_mm, scoring)
-
-
-def _score(
-    case_id: str,
-    prediction: NDArray[np.integer[Any]],
-    reference: NDArray[np.integer[Any]],
-    spacing_mm: Triple,
-    scoring: Scoring,
-) -> CaseScores:
-    """Score two label maps that are cut to what is labelled."""
+    prediction, reference = _crop(prediction, reference)
     regions = scoring.protocol.regions
-    voxel_ml = prod(spacing_mm) / 1_000
+    ml = voxel_ml(spacing_mm)
     return CaseScores(
         case_id,
         {region.key: measure_region(prediction, reference, region, spacing_mm, scoring) for region in regions},
         {
-            region.key: match_lesions(prediction, reference, region, voxel_ml)
+            region.key: match_lesions(prediction, reference, region, ml)
             for region in regions
             if scoring.lesions and region.lesions
         },
@@ -128,7 +118,10 @@ def _score(
 def _crop(
     prediction: NDArray[np.integer[Any]], reference: NDArray[np.integer[Any]]
 ) -> tuple[NDArray[np.integer[Any]], NDArray[np.integer[Any]]]:
-    """Cut label maps to the box where either is labelled, a tenth of a scan: all regions lie there."""
+    """Cut label maps to the box where either is labelled, a tenth of a scan: all regions lie there.
+
+    What is cut already is not copied again.
+    """
     box = tuple(_join(*sides) for sides in zip(foreground_box(prediction), foreground_box(reference), strict=True))
     return np.ascontiguousarray(prediction[box]), np.ascontiguousarray(reference[box])
 

@@ -110,6 +110,7 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """Return the comparison as JSON-ready values, None where one is not defined."""
+        first, second = (scores.remarks_to_json() for scores in self.scores)
         return {
             "protocol": self.scoring.protocol.key,
             "a": self.names[0],
@@ -117,10 +118,7 @@ class Comparison:
             "differences": [_difference_to_json(difference) for difference in self.differences],
             "rules": [*self.scoring.rules, COMPARE_RULE],
             "unpaired": list(self.unpaired),
-            **{
-                key: {side: found.to_json()[key] for side, found in zip(("a", "b"), self.scores, strict=True)}
-                for key in ("missing", "surplus", "turned", "failed")
-            },
+            **{key: {"a": first[key], "b": second[key]} for key in first},
         }
 
 

@@ -2,7 +2,6 @@
 
 import os
 import re
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,9 +12,10 @@ from kitsattn.datasets.kits import AGGREGATED_NAME, find_cases_folder, recognise
 from kitsattn.datasets.nnunet import read_nnunet_labels
 from kitsattn.errors import KitsattnError
 from kitsattn.labels import KITS19, KITS23, ScoringProtocol, protocol_of
-from kitsattn.words import readable
+from kitsattn.words import count_rest, readable
 
 _SUFFIX = re.compile(r"\.(nii|nii\.gz|nrrd|seg\.nrrd|mha)$", re.IGNORECASE)
+_SHOWN = 3
 _LAYOUT = "case_00000.nii.gz, prediction_00000.nii.gz or case_00000/segmentation.nii.gz"
 
 
@@ -90,9 +90,10 @@ def match_cases(predictions: Path, references: Path) -> MatchedCases:
     predicted = _find_label_maps(predictions)
     truth = _find_label_maps(references)
     if not predicted.keys() & truth.keys():
+        mine, theirs = (count_rest(sorted(found), _SHOWN) for found in (predicted, truth))
         msg = (
-            f"no label map in {predictions} ({_some(predicted)}) has the case id of one in {references}"
-            f" ({_some(truth)}): name the files of a case alike in both"
+            f"no label map in {predictions} ({mine}) has the case id of one in {references}"
+            f" ({theirs}): name the files of a case alike in both"
         )
         raise KitsattnError(msg)
     pairs = tuple(CasePair(case, predicted.get(case), reference) for case, reference in sorted(truth.items()))
@@ -178,8 +179,3 @@ def _case_id(path: Path) -> str:
     if name == "segmentation" or path.name == AGGREGATED_NAME:
         return readable(path.absolute().parent.name)
     return re.sub(r"^prediction_(?=\d+$)", "case_", name)
-
-
-def _some(label_maps: Mapping[str, Path], shown: int = 3) -> str:
-    ids = sorted(label_maps)
-    return ", ".join(ids[:shown]) + (f" and {len(ids) - shown} more" if len(ids) > shown else "")

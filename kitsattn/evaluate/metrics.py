@@ -1,16 +1,15 @@
 """What is scored and how: the metrics of a region, and their values for two label maps."""
 
 from dataclasses import dataclass
-from math import prod
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kitsattn.evaluate.definition import Definition
 from kitsattn.evaluate.detection import DETECTION_RULE
 from kitsattn.evaluate.overlap import EMPTY_RULE, count_overlap, dice, region_mask
 from kitsattn.evaluate.surface import (
-    Definition,
     average_distance,
     find_distances,
     find_surface,
@@ -18,7 +17,7 @@ from kitsattn.evaluate.surface import (
     surface_dice,
 )
 from kitsattn.labels import KITS19, Region, ScoringProtocol
-from kitsattn.volume.geometry import Triple
+from kitsattn.volume.geometry import Triple, voxel_ml
 from kitsattn.volume.voxels import foreground_box
 
 
@@ -124,9 +123,9 @@ def measure_region(
         if DICE in metrics:
             values[DICE.key] = dice(overlap)
         if VOLUME in metrics:
-            voxel_ml = prod(spacing_mm) / 1_000
-            values |= {"predicted_ml": overlap.predicted * voxel_ml, "reference_ml": overlap.reference * voxel_ml}
-            values[VOLUME.key] = (overlap.predicted - overlap.reference) * voxel_ml
+            ml = voxel_ml(spacing_mm)
+            values |= {"predicted_ml": overlap.predicted * ml, "reference_ml": overlap.reference * ml}
+            values[VOLUME.key] = (overlap.predicted - overlap.reference) * ml
     if SURFACE_METRICS.isdisjoint(metrics):
         return values
     masks = [region_mask(labels, region) for labels in (prediction, reference)]

@@ -175,7 +175,7 @@ def _read_table(path: Path) -> _Table:
 
 def _choose_columns(header: Sequence[str], path: Path) -> tuple[ScoringProtocol, Mapping[tuple[str, str], str]]:
     for protocol, columns in _COLUMNS:
-        missing = {key: column for key, column in columns.items() if column not in header}
+        missing = {key: heading for key, heading in columns.items() if heading not in header}
         if not missing:
             return protocol, columns
         if all(metric == _SURFACE_DICE for _, metric in missing):
@@ -185,20 +185,20 @@ def _choose_columns(header: Sequence[str], path: Path) -> tuple[ScoringProtocol,
             )
             raise KitsattnError(msg)
     wanted = " nor ".join(
-        f"{protocol.title}'s {', '.join(column for (_, metric), column in columns.items() if metric == _DICE)}"
+        f"{protocol.title}'s {', '.join(heading for (_, metric), heading in columns.items() if metric == _DICE)}"
         for protocol, columns in _COLUMNS
     )
     msg = f"{path} has neither {wanted}: {_how_to_make(path.parent)}"
     raise KitsattnError(msg)
 
 
-def _to_score(text: str, column: str, path: Path) -> float:
+def _to_score(text: str, heading: str, path: Path) -> float:
     try:
         score = float(text)
     except ValueError:
         score = nan
     if not 0 <= score <= 1:
-        msg = f"{path} has {text!r} as average of {column}, no number from 0 to 1: {_how_to_make(path.parent)}"
+        msg = f"{path} has {text!r} as average of {heading}, no number from 0 to 1: {_how_to_make(path.parent)}"
         raise KitsattnError(msg)
     return score
 

@@ -1,6 +1,6 @@
 """What a cohort's scores leave behind: summary.json, a picture, and a one-page HTML report."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ from kitsattn.evaluate.describe import (
     describe_agreement,
     describe_detection,
     describe_sizes,
-    name,
+    region_name,
     show,
     show_interval,
 )
@@ -26,10 +26,12 @@ from kitsattn.labels import BACKGROUND, KITS19, KITS23, Region, ScoringProtocol
 from kitsattn.notices import RESEARCH_NOTICE, SYNTHETIC_SCORES_NOTICE
 from kitsattn.preprocess.intensity import check_hu
 from kitsattn.volume.formats import read_labels, read_scan
+from kitsattn.volume.geometry import Geometry
 from kitsattn.volume.volume import Volume
 from kitsattn.words import plural
 
 if TYPE_CHECKING:
+    from kitsattn.evaluate.spread import Spread
     from kitsattn.figures.scores import ScorePanel
 
 PICTURES = 6
@@ -128,23 +130,25 @@ def draw_case(path: Path, pair: CasePair, protocol: ScoringProtocol) -> None:
 
     reference = read_labels(pair.reference)
     predicted = np.zeros_like(reference.array) if pair.prediction is None else read_labels(pair.prediction).array
-    predicted = predicted * np.isin(predicted, list(protocol.labels.values()))
-    scan, note = _find_scan(pair, reference)
+    known = np.zeros(256, np.uint8)
+    known[list(protocol.labels.values())] = list(protocol.labels.values())
+    scan, note = _find_scan(pair, reference.geometry)
+    if scan is None:
+        scan = reference.with_array(np.full(reference.array.shape, _AIR_HU, np.int16))
     parts = protocol in (KITS19, KITS23)
-    overlay_sheet(path, scan, predicted, reference.array, title=pair.case, note=note, parts=parts)
+    overlay_sheet(path, scan, known[predicted], reference.array, title=pair.case, note=note, parts=parts)
 
 
-def _find_scan(pair: CasePair, reference: Volume) -> tuple[Volume, str]:
-    """Return the scan and nothing to say, or air and why."""
-    air = Volume(np.full(reference.array.shape, _AIR_HU, dtype=np.int16), reference.geometry)
+def _find_scan(pair: CasePair, geometry: Geometry) -> tuple[Volume | None, str]:
+    """Return the scan and nothing to say, or none and why."""
     if pair.scan is None:
-        return air, "The scan is not known: outlines only."
+        return None, "The scan is not known: outlines only."
     try:
         scan = check_hu(read_scan(pair.scan))
     except KitsattnError:
-        return air, f"{pair.scan.name} cannot be read as a scan: outlines only."
-    if scan.geometry.difference(reference.geometry) is not None:
-        return air, f"{pair.scan.name} is not on the grid of its label map: outlines only."
+        return None, f"{pair.scan.name} cannot be read as a scan: outlines only."
+    if scan.geometry.difference(geometry) is not None:
+        return None, f"{pair.scan.name} is not on the grid of its label map: outlines only."
     return scan, ""
 
 
@@ -152,26 +156,20 @@ def _score_table(scores: Scores, metric: Metric) -> Table:
     regions = scores.scoring.protocol.regions
     keys = [(region, key) for region in regions for key in (*metric.parts, metric.key)]
     columns = [
-        name(region.key) + (f", {_PARTS.get(key, 'difference')}, ml" if metric.parts else "") for region, key in keys
+        region_name(region.key) + (f", {_PARTS.get(key, 'difference')}, ml" if metric.parts else "")
+        for region, key in keys
     ]
     share = metric in (DICE, SURFACE_DICE)
+    digits = min(metric.digits, 3)
 
     def cell(value: float) -> str | float:
         return value if share and not isnan(value) else show(value, metric.digits)
 
-    def of_metric(texts: Sequence[str | float]) -> tuple[str | float, ...]:
-        """Return a row with a cell for each region's metric, and none for its parts."""
-        wanted = iter(texts)
-        return tuple(next(wanted) if key == metric.key else "" for _, key in keys)
-
-    spreads = [scores.spread[region.key][metric.key] for region in regions]
-    summaries = [("Mean", *of_metric([cell(spread.mean) for spread in spreads]))]
+    summaries: dict[str, Callable[[Spread], str | float]] = {"Mean": lambda spread: cell(spread.mean)}
     if len(scores.cases) > 1:
-        ends = [show_interval(spread.low, spread.high, min(metric.digits, 3)) for spread in spreads]
-        summaries.append(("95 % interval", *of_metric(ends)))
-        summaries.append(("Median", *of_metric([cell(spread.median) for spread in spreads])))
-        deviations = [show(spread.deviation, min(metric.digits, 3)) for spread in spreads]
-        summaries.append(("Standard deviation", *of_metric(deviations)))
+        summaries["95 % interval"] = lambda spread: show_interval(spread.low, spread.high, digits)
+        summaries["Median"] = lambda spread: cell(spread.median)
+        summaries["Standard deviation"] = lambda spread: show(spread.deviation, digits)
     composite = f", composite {scores.composite:.3f}" if metric is DICE else ""
     return Table(
         caption=f"{metric.title} ({plural(len(scores.cases), 'case')}){composite}",
@@ -180,7 +178,10 @@ def _score_table(scores: Scores, metric: Metric) -> Table:
             (case.case, *(cell(case.regions[region.key][key]) for region, key in keys))
             for case in scores.worst_first(metric)
         ),
-        summaries=tuple(summaries),
+        summaries=tuple(
+            (title, *(of(scores.spread[region.key][key]) if key == metric.key else "" for region, key in keys))
+            for title, of in summaries.items()
+        ),
         notes=tuple(describe_agreement(scores)) if metric is VOLUME else (),
         numbers=frozenset() if share else frozenset(columns),
         sortable=True,
@@ -222,8 +223,8 @@ def _plots(scores: Scores) -> tuple[Picture, ...]:
             {case.case: case.regions[region][part] for case in scores.cases} for part in VOLUME.parts
         )
         limits = {"bias_ml": found.bias_ml, "low_ml": found.low_ml, "high_ml": found.high_ml}
-        plot = plot_agreement(name(region), predicted, reference, **limits)
-        caption = f"Bland-Altman plot of the volume of {name(region).lower()}."
+        plot = plot_agreement(region_name(region), predicted, reference, **limits)
+        caption = f"Bland-Altman plot of the volume of {region_name(region).lower()}."
         pictures.append(Picture(plot, caption, caption))
     return tuple(pictures)
 
@@ -231,7 +232,7 @@ def _plots(scores: Scores) -> tuple[Picture, ...]:
 def _panel(scores: Scores, metric: Metric) -> "ScorePanel":
     from kitsattn.figures.scores import ScorePanel  # noqa: PLC0415 - see above
 
-    values = {name(region.key): scores.values(region, metric) for region in scores.scoring.protocol.regions}
+    values = {region_name(region.key): scores.values(region, metric) for region in scores.scoring.protocol.regions}
     return ScorePanel(metric.title, values, share=metric in (DICE, SURFACE_DICE))
 
 
@@ -245,7 +246,9 @@ def _notes(scores: Scores) -> tuple[str, ...]:
 
 
 def _describe_protocol(protocol: ScoringProtocol) -> str:
-    regions = " ".join(f"{name(region.key)}: {_describe_labels(region, protocol)}." for region in protocol.regions)
+    regions = " ".join(
+        f"{region_name(region.key)}: {_describe_labels(region, protocol)}." for region in protocol.regions
+    )
     return (
         f"{protocol.title}. {regions} Mean: over the cases, with the bootstrap's 95 % confidence interval."
         " Composite: the mean of the regions' mean Dice. The worst cases stand first."
@@ -261,7 +264,7 @@ def _picture(scored: CaseScores, scoring: Scoring, image: Path) -> Picture:
     sentences = []
     for metric in scoring.metrics:
         values = [
-            f"{name(region).lower()} {show(found[metric.key], min(metric.digits, 3))}"
+            f"{region_name(region).lower()} {show(found[metric.key], min(metric.digits, 3))}"
             for region, found in scored.regions.items()
         ]
         sentences.append(f"{metric.title}: {', '.join(values)}.")

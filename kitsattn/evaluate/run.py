@@ -41,7 +41,7 @@ def evaluate_cases(
     results = try_cases(
         partial(_score_pair, scoring=scoring),
         matched.pairs,
-        workers=min(workers, len(matched.pairs)),
+        workers=workers,
         scheduler=scheduler,
         label="evaluate",
         progress=progress,

@@ -8,7 +8,7 @@ from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
-from kitsattn.evaluate.agreement import Agreement, measure_agreement
+from kitsattn.evaluate.agreement import Agreement, find_agreement
 from kitsattn.evaluate.case import CaseScores
 from kitsattn.evaluate.detection import SIZES_MM, Counts, Detection, Lesion, count_lesions, intervals
 from kitsattn.evaluate.metrics import DICE, VOLUME, Metric, Scoring
@@ -57,11 +57,11 @@ class Scores:
         """The mean over the regions of their mean Dice, by which KiTS19 ranks."""
         return fmean(metrics[DICE.key] for metrics in self.mean.values())
 
-    @cached_property
+    @property
     def agreement(self) -> Mapping[str, Agreement]:
         """Region key to bias and limits of agreement of its volume; empty where volumes were not measured."""
         regions = self.scoring.protocol.regions if VOLUME in self.scoring.metrics else ()
-        return {region.key: measure_agreement(list(self.values(region, VOLUME).values())) for region in regions}
+        return {region.key: find_agreement(self.spread[region.key][VOLUME.key]) for region in regions}
 
     @property
     def lesions(self) -> Mapping[str, tuple[Detection, ...]]:
@@ -109,6 +109,12 @@ class Scores:
             **({"agreement": self._agreement_to_json()} if self.agreement else {}),
             **({"detection": self._detection_to_json()} if self.scoring.lesions else {}),
             "rules": list(self.scoring.rules),
+            **self.remarks_to_json(),
+        }
+
+    def remarks_to_json(self) -> dict[str, Any]:
+        """Return which cases were not as expected, as JSON-ready values."""
+        return {
             "missing": list(self.missing),
             "surplus": list(self.surplus),
             "turned": list(self.turned),

@@ -20,6 +20,7 @@ from kitsattn.labels import BACKGROUND, KITS19, KITS23, ScoringProtocol
 from kitsattn.volume.formats import read_grid, read_labels
 from kitsattn.volume.orientation import SPATIAL_AXES
 from kitsattn.volume.volume import FileGrid
+from kitsattn.words import count_rest
 
 AFFINE_TOLERANCE = 1e-3
 """Up to where the absolute differences of two affines may add, by kits23/check_submission_folder.py."""
@@ -112,25 +113,23 @@ def check_submission(
     expected = set(_KITS19_TEST_CASES) if protocol == KITS19 else set(scans or candidates)
     files, problems = _choose_files({number: candidates[number] for number in expected & candidates.keys()})
     others += [path.name for number, paths in candidates.items() if number not in expected for path in paths]
-    notes = [f"These do not go into the archive: {_some(sorted(others))}."] if others else []
+    notes = [f"These do not go into the archive: {count_rest(sorted(others), _SHOWN)}."] if others else []
     warnings = []
     missing = [_archive_name(number, protocol) for number in sorted(expected - candidates.keys())]
     if not expected & candidates.keys():
         problems.append(f"{folder} holds no predictions of test cases: name them {_archive_name('NNNNN', protocol)}")
     elif missing and protocol == KITS19:
-        warnings.append(f"{folder} lacks {_some(missing)}: what is missing counts as background")
+        warnings.append(f"{folder} lacks {count_rest(missing, _SHOWN)}: what is missing counts as background")
     else:
         problems += [f"{folder / name} is missing: predict that case too" for name in missing]
     if images is None:
         unknown = "Shapes and affines" if protocol == KITS19 else "Shapes, affines, and whether every case is there,"
         notes.append(f"{unknown} were not checked: that needs the test scans.")
     elif unseen := [path.name for number, path in files.items() if number not in scans]:
-        warnings.append(f"{images} holds no scan of {_some(unseen)}: shape and affine were not checked")
+        warnings.append(f"{images} holds no scan of {count_rest(unseen, _SHOWN)}: shape and affine were not checked")
     grids = {path: scans[number] for number, path in files.items() if number in scans}
     work = partial(_check_file, scans=grids, protocol=protocol)
-    for findings in try_cases(
-        work, list(files.values()), workers=min(workers, len(files) or 1), label="check", progress=progress
-    ):
+    for findings in try_cases(work, list(files.values()), workers=workers, label="check", progress=progress):
         faults, doubts = ([str(findings)], []) if isinstance(findings, KitsattnError) else findings
         problems += faults
         warnings += doubts
@@ -265,7 +264,7 @@ def _check_values(labels: NDArray[np.uint8], path: Path, protocol: ScoringProtoc
     known = set(protocol.labels.values())
     warnings = []
     if found - known:
-        values = _some([str(value) for value in sorted(found - known)])
+        values = count_rest(map(str, sorted(found - known)), _SHOWN)
         names = ", ".join(f"{value} {name}" for name, value in protocol.labels.items())
         warnings.append(f"{path} holds the values {values}, which count as background: {protocol.title} knows {names}")
     if not found & known - {BACKGROUND}:
@@ -275,7 +274,3 @@ def _check_values(labels: NDArray[np.uint8], path: Path, protocol: ScoringProtoc
 
 def _archive_name(number: str, protocol: ScoringProtocol) -> str:
     return f"{_NAMES[protocol.key]}_{number}{_SUFFIX}"
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

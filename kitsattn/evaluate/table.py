@@ -12,8 +12,8 @@ from kitsattn.evaluate.scores import Scores
 from kitsattn.files import write_text
 from kitsattn.labels import KITS23, ScoringProtocol
 
-CASE, AVERAGE = "caseID", "average"
-"""Heading of the first column, and what the last row has there."""
+AVERAGE = "average"
+"""What the last row has in place of a case."""
 _REGIONS = {"kidney_and_masses": "kidney", "masses": "masses", "tumour": "tumor"}
 _METRICS = {
     "dice": "Dice",
@@ -64,7 +64,7 @@ def write_csv(path: Path, scores: Scores) -> None:
         for region, cases in scores.lesions.items():
             columns[f"{title}_{_region(region, protocol)}"] = [getattr(count_lesions([case]), count) for case in cases]
     averages = [float(np.nanmean(values)) if np.isfinite(values).any() else np.nan for values in columns.values()]
-    rows = [[CASE, *columns]]
+    rows = [["caseID", *columns]]
     for place, case in enumerate(scores.cases):
         rows.append([case.case, *(_cell(values[place]) for values in columns.values())])
     rows.append([AVERAGE, *map(_cell, averages)])

@@ -3,9 +3,9 @@
 import re
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
 from threading import Thread
 
 from kitsattn.datasets.dataset import SCAN_SUFFIXES
@@ -54,24 +54,18 @@ def read_ahead(case: PredictionCase) -> Callable[[], Volume]:
     """Begin to read the scan of a case, beside whatever this thread does next.
 
     Returns:
-        What waits for the scan and gives it, or raises what reading it raised. To be called once: the scan is not kept.
+        What waits for the scan and gives it, or raises what reading it raised.
     """
-    outcomes: SimpleQueue[Volume | Exception] = SimpleQueue()
+    scan: Future[Volume] = Future()
 
     def read() -> None:
         try:
-            outcomes.put(read_scan(case.source, case.series))
+            scan.set_result(read_scan(case.source, case.series))
         except Exception as error:  # noqa: BLE001 - any: it is raised where it is waited for
-            outcomes.put(error)
-
-    def wait() -> Volume:
-        outcome = outcomes.get()
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
+            scan.set_exception(error)
 
     Thread(target=read, daemon=True).start()  # a daemon: who meanwhile fails or is stopped need not wait for it
-    return wait
+    return scan.result
 
 
 def holds_cases(source: Path) -> bool:

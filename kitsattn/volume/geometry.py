@@ -1,5 +1,6 @@
 """Where voxels lie in the patient: one immutable description, axes (z, y, x)."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,7 +65,7 @@ class Geometry:
     @property
     def voxel_ml(self) -> float:
         """Volume of one voxel in millilitres."""
-        return float(np.prod(self.spacing_mm)) / 1000.0
+        return voxel_ml(self.spacing_mm)
 
     def difference(self, other: "Geometry", tolerance_mm: float = 1e-2) -> str | None:
         """Describe how the two grids differ in world space.
@@ -88,3 +89,8 @@ class Geometry:
 
 def _triple(values: NDArray[np.float64]) -> Triple:
     return (float(values[0]), float(values[1]), float(values[2]))
+
+
+def voxel_ml(spacing_mm: Triple) -> float:
+    """Return the volume in millilitres of a voxel of that size."""
+    return math.prod(spacing_mm) / 1_000

@@ -56,8 +56,8 @@ def score_here(folder: Path, keys: tuple[str, ...], definition: str = "surface-d
     import scipy.spatial  # noqa: F401 - imported late by kitsattn, which must not be in the time: the peers' is not
 
     from kitsattn.evaluate.case import score_case
+    from kitsattn.evaluate.definition import Definition
     from kitsattn.evaluate.metrics import METRICS, Scoring
-    from kitsattn.evaluate.surface import Definition
     from kitsattn.labels import KITS23
 
     metrics = tuple(metric for metric in METRICS if metric.key in keys)

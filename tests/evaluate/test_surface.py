@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from surface_distance import lookup_tables, metrics
 
+from kitsattn.evaluate.definition import Definition
 from kitsattn.evaluate.surface import (
-    Definition,
     SurfaceDistances,
     average_distance,
     element_areas,

@@ -34,9 +34,9 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from kitsattn.evaluate.definition import Definition
 from kitsattn.evaluate.overlap import count_overlap, dice
 from kitsattn.evaluate.surface import (
-    Definition,
     average_distance,
     find_distances,
     find_surface,
