@@ -167,7 +167,8 @@ def test_a_turned_prediction_is_told(command: Command) -> None:
     result = command("evaluate", "dice", "predictions", "references", "--workers", "1", "--json")
 
     assert result.stderr == "predictions: stored in another orientation than the reference, and turned: a\n"
-    assert json.loads(result.stdout)["composite"] == 1
+    content = json.loads(result.stdout)
+    assert (content["composite"], content["turned"]) == (1, ["a"])
 
 
 @pytest.mark.parametrize(("definition", "share"), [("surface-distance", 0.5), ("medpy", 0.0), ("monai", 0.0)])

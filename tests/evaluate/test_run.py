@@ -175,6 +175,19 @@ def test_a_case_that_cannot_be_scored_costs_no_other(tmp_path: Path, workers: in
     assert "\n" not in scores.failed["b"]
 
 
+def test_a_case_that_failed_is_not_missing_too(tmp_path: Path) -> None:
+    """A reference that cannot be read is no case that was scored as empty."""
+    predictions, references = tmp_path / "predictions", tmp_path / "references"
+    for name in ("a", "b", "c"):
+        write_row(references / f"{name}.nii.gz", 1, 0)
+    write_row(predictions / "a.nii.gz", 1, 0)
+    (references / "b.nii.gz").write_bytes(b"no label map")
+
+    scores = evaluate_cases(match_cases(predictions, references), Scoring())
+
+    assert (list(scores.failed), scores.missing) == (["b"], ("c",))
+
+
 def test_where_no_case_can_be_scored_every_reason_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """There is nothing to give a mean of: the last reason is the error, the others are logged."""
     predictions, references = tmp_path / "predictions", tmp_path / "references"
