@@ -226,7 +226,9 @@ def _draw(
             # when it died can no longer be fetched from it.
             if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
-            msg = f"a process that draws batches was killed ({str(error).splitlines()[0]})"
+            # The end of a file says nothing.
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            msg = f"a process that draws batches was killed ({reason})"
             raise _WorkerKilledError(msg) from error
         yield batch
 

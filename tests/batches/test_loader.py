@@ -166,6 +166,28 @@ def test_a_killed_process_is_noticed_and_started_again_once(
         list(batches)
 
 
+def test_a_process_that_dies_while_it_hands_a_batch_over_is_told(
+    prepared: PreparedDataset, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is read from it then ends without a message; the loader stands in for a moment that is rarely met."""
+
+    class Dying:
+        def __init__(self, *_: object, **__: object) -> None: ...
+
+        def __iter__(self) -> "Dying":
+            return self
+
+        def __next__(self) -> None:
+            raise EOFError
+
+    monkeypatch.setattr("kitsattn.batches.loader.DataLoader", Dying)
+    with pytest.raises(
+        KitsattnError, match=r"was killed \(EOFError\), for the second time: most likely memory ran out"
+    ):
+        next(load_batches([_batches(prepared)], [(0, 0, 0)], workers=1))
+    assert "was killed (EOFError)" in caplog.text
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_batch_that_cannot_be_drawn_is_told_with_its_number(
     prepared: PreparedDataset, tmp_path: Path, workers: int, caplog: pytest.LogCaptureFixture
