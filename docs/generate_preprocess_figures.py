@@ -16,9 +16,9 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from kitsattn.datasets.phantom.paint import paint
-from kitsattn.datasets.phantom.patient import draw_patient
 from kitsattn.labels import BACKGROUND, KIDNEY, TUMOUR
+from kitsattn.phantom.paint import paint
+from kitsattn.phantom.patient import draw_patient
 from kitsattn.preprocess.crop import body_box
 from kitsattn.preprocess.intensity import clip_hu, normalise
 from kitsattn.preprocess.resample import resample_labels, resample_scan

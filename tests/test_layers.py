@@ -17,7 +17,17 @@ DOORS = (
     "kernels/attention/__init__.py",
     "models/__init__.py",
 )
-TORCH_FREE = ("labels", "config", "volume", "datasets", "figures", "preprocess", "evaluate", "checkpoint.header")
+TORCH_FREE = (
+    "labels",
+    "config",
+    "volume",
+    "datasets",
+    "phantom",
+    "figures",
+    "preprocess",
+    "evaluate",
+    "checkpoint.header",
+)
 
 IMPORT_ALL = """
 import importlib, pkgutil, sys

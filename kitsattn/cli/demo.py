@@ -54,7 +54,7 @@ def demo(
 
 
 def _paint(folder: Path) -> None:
-    from kitsattn.datasets.phantom.paint import write_cohort
+    from kitsattn.phantom.paint import write_cohort
 
     if folder.exists():
         say(f"synthetic scans: {folder} (painted before)")

@@ -48,10 +48,10 @@ import numpy as np
 from measure import Cost, cost_of_command, machine
 
 from kitsattn.config import to_json
-from kitsattn.datasets.phantom.paint import write_painted
 from kitsattn.evaluate.match import CasePair, MatchedCases
 from kitsattn.evaluate.metrics import Scoring
 from kitsattn.evaluate.run import evaluate_cases
+from kitsattn.phantom.paint import write_painted
 from kitsattn.preprocess.plan import read_plan
 from kitsattn.train.folds import SPLITS_FILE
 from kitsattn.train.recipe import Recipe, find_recipe

@@ -20,7 +20,7 @@ from batchgenerators.transforms.abstract_transforms import AbstractTransform
 
 from kitsattn.batches.loader import BatchSettings, SlabBatches
 from kitsattn.datasets.find import find_dataset
-from kitsattn.datasets.phantom.paint import write_cohort
+from kitsattn.phantom.paint import write_cohort
 from kitsattn.preprocess.run import preprocess_dataset
 from kitsattn.preprocess.store import PreparedDataset
 

@@ -68,7 +68,7 @@ def paint(labels: Path, folder: Path, image_file: Path, slices: int | None) -> d
     """
     import numpy as np
 
-    from kitsattn.datasets.phantom.paint import write_painted
+    from kitsattn.phantom.paint import write_painted
     from kitsattn.preprocess.crop import body_box
     from kitsattn.preprocess.intensity import clip_hu
     from kitsattn.preprocess.plan import PAPER_WINDOW_HU

@@ -4,10 +4,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kitsattn.datasets.phantom.fit import fit_to_field, height_of_kidneys
-from kitsattn.datasets.phantom.outline import Outline, direction_bins
-from kitsattn.datasets.phantom.paint import paint
-from kitsattn.datasets.phantom.patient import draw_patient
+from kitsattn.phantom.fit import fit_to_field, height_of_kidneys
+from kitsattn.phantom.outline import Outline, direction_bins
+from kitsattn.phantom.paint import paint
+from kitsattn.phantom.patient import draw_patient
 from kitsattn.preprocess.crop import body_box
 from kitsattn.volume.geometry import Geometry
 from kitsattn.volume.nifti import read_scan

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.transform import resize
 
-from kitsattn.datasets.phantom.paint import paint
-from kitsattn.datasets.phantom.patient import draw_patient
+from kitsattn.phantom.paint import paint
+from kitsattn.phantom.patient import draw_patient
 from kitsattn.preprocess.resample import (
     Order,
     resample_labels,

@@ -13,13 +13,13 @@ import pytest
 from scipy import ndimage
 
 from kitsattn.datasets.find import find_dataset
-from kitsattn.datasets.phantom.grid import Grid
-from kitsattn.datasets.phantom.kidneys import DrawnKidneys
-from kitsattn.datasets.phantom.paint import paint, paint_around, write_cohort, write_painted
-from kitsattn.datasets.phantom.patient import Patient, Phase, draw_patient, tissue_hu
-from kitsattn.datasets.phantom.slices import Scene
 from kitsattn.errors import KitsattnError
 from kitsattn.labels import BACKGROUND, CYST, KIDNEY, TUMOUR
+from kitsattn.phantom.grid import Grid
+from kitsattn.phantom.kidneys import DrawnKidneys
+from kitsattn.phantom.paint import paint, paint_around, write_cohort, write_painted
+from kitsattn.phantom.patient import Patient, Phase, draw_patient, tissue_hu
+from kitsattn.phantom.slices import Scene
 from kitsattn.volume.geometry import Geometry
 from kitsattn.volume.nifti import read_labels, read_scan, write_nifti
 from kitsattn.volume.volume import Volume
@@ -86,8 +86,8 @@ print(" ".join(name for name in umath.__cpu_dispatch__ if umath.__cpu_features__
 """
     script = f"""
 import hashlib
-from kitsattn.datasets.phantom.paint import paint
-from kitsattn.datasets.phantom.patient import draw_patient
+from kitsattn.phantom.paint import paint
+from kitsattn.phantom.patient import draw_patient
 scan, labels = paint(draw_patient(5), {SMALL_SHAPE}, {SMALL_SPACING_MM})
 print(hashlib.sha256(scan.array.tobytes() + labels.array.tobytes()).hexdigest())
 """

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from kitsattn.datasets.phantom.outline import DIRECTIONS, Outline
-from kitsattn.datasets.phantom.patient import Patient, chance
-from kitsattn.datasets.phantom.shapes import Builder, Ellipsoid, Layer
+from kitsattn.phantom.outline import DIRECTIONS, Outline
+from kitsattn.phantom.patient import Patient, chance
+from kitsattn.phantom.shapes import Builder, Ellipsoid, Layer
 
 _LUMBAR_MM = (-107.0, -71.0, -36.0, 0.0, 34.0)
 _THORACIC_MM = tuple(34.0 + 29.0 * level for level in range(1, 12))

@@ -11,12 +11,12 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from kitsattn.datasets.phantom.anatomy import build_anatomy
-from kitsattn.datasets.phantom.grid import Floats, Grid, Texture
-from kitsattn.datasets.phantom.kidneys import KidneyShapes, label_kidney, paint_kidney, perirenal_fat
-from kitsattn.datasets.phantom.outline import Outline, direction_bins
-from kitsattn.datasets.phantom.patient import Patient, Purpose, stream
-from kitsattn.datasets.phantom.shapes import Ellipsoid
+from kitsattn.phantom.anatomy import build_anatomy
+from kitsattn.phantom.grid import Floats, Grid, Texture
+from kitsattn.phantom.kidneys import KidneyShapes, label_kidney, paint_kidney, perirenal_fat
+from kitsattn.phantom.outline import Outline, direction_bins
+from kitsattn.phantom.patient import Patient, Purpose, stream
+from kitsattn.phantom.shapes import Ellipsoid
 
 _LOWEST_HU, _HIGHEST_HU = -1024, 3071
 _DIAPHRAGM_MM = 3.0

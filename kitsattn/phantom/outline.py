@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kitsattn.datasets.phantom.patient import Patient, Purpose, stream
+from kitsattn.phantom.patient import Patient, Purpose, stream
 
 DIRECTIONS = 2048
 """How many directions the radii are tabulated in: 0.6 mm apart at the skin."""

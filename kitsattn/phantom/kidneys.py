@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from kitsattn.datasets.phantom.grid import Floats, Grid
-from kitsattn.datasets.phantom.patient import Kidney, Mass, Patient
 from kitsattn.labels import BACKGROUND, CYST, KIDNEY, TUMOUR
+from kitsattn.phantom.grid import Floats, Grid
+from kitsattn.phantom.patient import Kidney, Mass, Patient
 from kitsattn.volume.geometry import Triple
 
 PERIRENAL_FAT_MM = 7.0

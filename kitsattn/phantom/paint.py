@@ -17,16 +17,16 @@ from kitsattn import __version__
 from kitsattn.config import to_json
 from kitsattn.datasets.dataset import DESCRIPTION_NAME, Description
 from kitsattn.datasets.kits import IMAGE_NAME, LABELS_NAME
-from kitsattn.datasets.phantom.fit import fit_to_field, fit_to_labels, height_of_kidneys
-from kitsattn.datasets.phantom.grid import Grid
-from kitsattn.datasets.phantom.kidneys import DrawnKidneys, LabelledKidneys
-from kitsattn.datasets.phantom.outline import Outline
-from kitsattn.datasets.phantom.patient import Patient, Phase, Purpose, draw_patient, draw_tumour, stream
-from kitsattn.datasets.phantom.slices import Scene
 from kitsattn.errors import KitsattnError
 from kitsattn.files import write_json
 from kitsattn.jobs import Progress, run_cases, silent
 from kitsattn.labels import KITS19_LABELS, KITS23_LABELS, check_labels
+from kitsattn.phantom.fit import fit_to_field, fit_to_labels, height_of_kidneys
+from kitsattn.phantom.grid import Grid
+from kitsattn.phantom.kidneys import DrawnKidneys, LabelledKidneys
+from kitsattn.phantom.outline import Outline
+from kitsattn.phantom.patient import Patient, Phase, Purpose, draw_patient, draw_tumour, stream
+from kitsattn.phantom.slices import Scene
 from kitsattn.volume.geometry import Geometry, Shape, Triple
 from kitsattn.volume.nifti import read_labels, write_nifti
 from kitsattn.volume.volume import Volume

@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from kitsattn.datasets.phantom.kidneys import kidney_axes, mass_centre
-from kitsattn.datasets.phantom.outline import Outline, direction_bins
-from kitsattn.datasets.phantom.patient import Kidney, Patient, Purpose, stream
 from kitsattn.errors import KitsattnError
 from kitsattn.labels import BACKGROUND, KIDNEY
+from kitsattn.phantom.kidneys import kidney_axes, mass_centre
+from kitsattn.phantom.outline import Outline, direction_bins
+from kitsattn.phantom.patient import Kidney, Patient, Purpose, stream
 from kitsattn.volume.geometry import Triple
 
 _SAMPLE_MM = 3.0

@@ -11,8 +11,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from kitsattn.datasets.phantom.outline import Outline
-from kitsattn.datasets.phantom.patient import Patient, Purpose, stream
+from kitsattn.phantom.outline import Outline
+from kitsattn.phantom.patient import Patient, Purpose, stream
 from kitsattn.volume.geometry import Triple
 
 Layer = Literal["abdomen", "retroperitoneum"]
