@@ -148,7 +148,7 @@ class SlabBatches(Dataset[SlabBatch]):
 class _Streams(Dataset[SlabBatch | KitsattnError]):
     """Several batch sources behind one loader, so that their batches come in one order from the same workers."""
 
-    def __init__(self, streams: Sequence[SlabBatches]) -> None:
+    def __init__(self, streams: "Sequence[Dataset[SlabBatch]]") -> None:
         self.streams = streams
 
     def __getitem__(self, key: BatchKey) -> SlabBatch | KitsattnError:
@@ -166,7 +166,7 @@ class _Streams(Dataset[SlabBatch | KitsattnError]):
 
 
 def load_batches(
-    streams: Sequence[SlabBatches], keys: Sequence[BatchKey], *, workers: int, pin_memory: bool = False
+    streams: "Sequence[Dataset[SlabBatch]]", keys: Sequence[BatchKey], *, workers: int, pin_memory: bool = False
 ) -> Iterator[SlabBatch]:
     """Yield the batches of `keys`, in their order.
 
@@ -203,7 +203,7 @@ class _WorkerKilledError(Exception):
 
 
 def _draw(
-    streams: Sequence[SlabBatches], keys: Sequence[BatchKey], workers: int, *, pin_memory: bool
+    streams: "Sequence[Dataset[SlabBatch]]", keys: Sequence[BatchKey], workers: int, *, pin_memory: bool
 ) -> Iterator[SlabBatch | KitsattnError]:
     loader: DataLoader[SlabBatch | KitsattnError] = DataLoader(
         _Streams(streams),

@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from kitsattn.batches.loader import BatchKey, BatchSettings, SlabBatch, SlabBatches, load_batches
+from kitsattn.batches.made import HeldOutSlices, MadeBatches
 from kitsattn.errors import KitsattnError
 from kitsattn.jobs import Progress, silent
 from kitsattn.kernels.precision import mixed_precision
@@ -21,6 +23,9 @@ from kitsattn.train.job import BEST, JOURNAL, LAST, PROGRESS, FoldJob
 from kitsattn.train.journal import EpochRecord, append_record, draw_journal, peak_memory, truncate_journal
 from kitsattn.train.learner import Learner, batch_loss, forget, resume, save, start, train_batch
 from kitsattn.train.watch import Watch, signals_held_back
+
+if TYPE_CHECKING:
+    from torch.utils.data import Dataset
 
 _TRAINING, _VALIDATION = 0, 1
 
@@ -193,10 +198,17 @@ def _load(job: FoldJob, learner: Learner) -> Iterator[SlabBatch]:
         rank=job.ranks.rank,
         ranks=job.ranks.size,
     )
-    streams = [
-        SlabBatches([job.dataset.open_case(case) for case in job.split.train], settings),
-        SlabBatches([job.dataset.open_case(case) for case in job.split.held_out], replace(settings, augment=False)),
-    ]
+    streams: list[Dataset[SlabBatch]]
+    if job.made is None or recipe.shares is None:
+        streams = [
+            SlabBatches([job.dataset.open_case(case) for case in job.split.train], settings),
+            SlabBatches([job.dataset.open_case(case) for case in job.split.held_out], replace(settings, augment=False)),
+        ]
+    else:
+        streams = [
+            MadeBatches(job.made, recipe.shares, plan, settings),
+            HeldOutSlices(job.made.data.held_out_slices, plan, settings),
+        ]
     keys: list[BatchKey] = []
     for number in range(learner.epoch, recipe.epochs):
         first = learner.batch if number == learner.epoch else 0

@@ -11,6 +11,7 @@ from kitsattn.models.registry import ModelConfig
 from kitsattn.preprocess.plan import Plan
 from kitsattn.preprocess.store import PreparedDataset
 from kitsattn.ranks import ALONE, Ranks
+from kitsattn.synthesis.prepare import PreparedMaterial
 from kitsattn.train.folds import Split
 from kitsattn.train.recipe import Recipe
 
@@ -49,6 +50,7 @@ class FoldJob:
         encoder_weights: File of published weights of the encoder by torchvision's names; None starts from chance.
         initial_weights: Checkpoint whose weights are the start (fine-tuning); None starts from chance.
         ranks: The processes that train together.
+        made: What scans are made from while the network is trained; None trains on prepared cases.
     """
 
     dataset: PreparedDataset
@@ -67,6 +69,7 @@ class FoldJob:
     encoder_weights: Path | None = None
     initial_weights: Path | None = None
     ranks: Ranks = ALONE
+    made: PreparedMaterial | None = None
 
     @property
     def plan(self) -> Plan:

@@ -180,7 +180,7 @@ def train_batch(job: FoldJob, learner: Learner, batch: SlabBatch) -> None:
 def batch_loss(job: FoldJob, logits: Tensor, labels: Tensor) -> Tensor:
     """Return the recipe's loss of this process's part of a batch; the mean over the processes is the batch's."""
     regions = job.protocol.regions if job.recipe.dice_over == "regions" else ()
-    return segmentation_loss(logits, labels, regions, job.ranks.group)
+    return segmentation_loss(logits, labels, regions, job.ranks.group, class_weights=job.recipe.class_weights)
 
 
 @torch.no_grad()

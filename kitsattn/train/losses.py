@@ -17,6 +17,8 @@ def segmentation_loss(
     labels: Tensor,
     regions: Sequence[Region] = (),
     group: "distributed.ProcessGroup | None" = None,
+    *,
+    class_weights: Sequence[float] | None = None,
 ) -> Tensor:
     """Return cross-entropy minus the mean soft Dice of the foreground classes, or of regions.
 
@@ -30,12 +32,14 @@ def segmentation_loss(
         regions: What the Dice is taken over, a region's probability being the sum over its labels; without any, the
             foreground classes.
         group: The processes that share the batch, as many samples each.
+        class_weights: Weight of each class in the cross-entropy; None weighs all alike.
 
     Returns:
         One value, fp32 at least, in [-1, inf).
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return cross_entropy(logits, labels) - soft_dice(logits, labels, regions, group).mean()
+    weights = None if class_weights is None else logits.new_tensor(class_weights)
+    return cross_entropy(logits, labels, weights) - soft_dice(logits, labels, regions, group).mean()
 
 
 def soft_dice(

@@ -37,6 +37,9 @@ class Recipe:
         augment: Whether to augment.
         elastic_probability: How often a sample is deformed elastically as well.
         sync_batch_norm: Whether several processes normalise their samples as one batch.
+        class_weights: Weight of each class in the cross-entropy; None weighs all alike.
+        shares: Of made scans, how often each of `synthesis.draw.SOURCES` is drawn: painted phantoms, bodies, real
+            slices, real volumes. None draws from prepared cases alone.
     """
 
     epochs: int = 1000
@@ -57,6 +60,8 @@ class Recipe:
     augment: bool = True
     elastic_probability: float = 0.0
     sync_batch_norm: bool = True
+    class_weights: tuple[float, ...] | None = None
+    shares: tuple[float, float, float, float] | None = None
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -76,6 +81,11 @@ class Recipe:
         _demand("batch_size", self.batch_size, wanted, self.batch_size >= 2)  # noqa: PLR2004
         size = self.patch_size
         _demand("patch_size", size, "32 or more", size is None or min(size) >= 32)  # noqa: PLR2004 - 2 at stride 16
+        weights = self.class_weights
+        _demand("class_weights", weights, "positive", weights is None or min(weights) > 0)
+        shares = self.shares
+        possible = shares is None or (min(shares) >= 0 and max(shares) > 0)
+        _demand("shares", shares, "0 or more, and one of them above 0", possible)
         without = self.schedule == "plateau"
         _demand("warmup_share", self.warmup_share, "0 with a plateau", not without or not self.warmup_share)
 
@@ -96,6 +106,22 @@ RECIPES: Mapping[str, Recipe] = {
         schedule="polynomial",
         ema_decay=0.99,
         dice_over="regions",
+    ),
+    # The network that ships: made scans and real slices, docs/how-to/starter.md.
+    "starter": Recipe(
+        epochs=12,
+        validation_batches=8,
+        batch_size=16,
+        optimizer="adamw",
+        learning_rate=2e-3,
+        weight_decay=0.02,
+        gradient_clip=5.0,
+        schedule="polynomial",
+        warmup_share=0.01,
+        ema_decay=0.998,
+        dice_over="regions",
+        class_weights=(1.0, 1.0, 1.5),
+        shares=(0.27, 0.38, 0.35, 0.0),
     ),
     "demo": Recipe(
         epochs=6,

@@ -1,0 +1,127 @@
+"""Prepares once what the starter network's samples are drawn from, and opens it for the processes that draw."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kitsattn.config import to_json
+from kitsattn.datasets.find import find_dataset
+from kitsattn.errors import KitsattnError
+from kitsattn.files import write_json
+from kitsattn.jobs import Progress, silent, try_cases
+from kitsattn.preprocess.plan import Plan
+from kitsattn.preprocess.run import preprocess_dataset
+from kitsattn.preprocess.store import StoredCase, open_dataset
+from kitsattn.synthesis import data as known
+from kitsattn.synthesis.bodies import prepare_body, read_body
+from kitsattn.synthesis.data import StarterData
+from kitsattn.synthesis.draw import Material
+from kitsattn.synthesis.frame import PIXEL_MM
+from kitsattn.synthesis.kidneys import KidneyCrop, cut_kidneys, read_kidneys, save_kidneys
+from kitsattn.synthesis.painted import paint_dataset
+from kitsattn.volume.geometry import Geometry
+from kitsattn.volume.nifti import read_labels
+from kitsattn.workspace import Workspace
+
+if TYPE_CHECKING:
+    from kitsattn.volume.volume import Volume
+
+PLAN = Plan(spacing_mm=(PIXEL_MM, PIXEL_MM), mean_hu=50.0, std_hu=150.0, patch_size=(224, 288))
+"""Patches of 336 x 432 mm hold nearly every body in one window; mean and deviation are round numbers of soft tissue."""
+
+PAINTED = "starter-painted"
+_FOLDER = "starter"
+_PAINTING_SEED = 1000
+_ATLAS_SCALE = 1.5
+"""The atlas's organs have their usual volumes if its voxels are 1.5 times as long as its header says."""
+
+
+@dataclass(frozen=True)
+class PreparedMaterial:
+    """Where prepared material is, so that it can be sent to the processes that draw from it.
+
+    Attributes:
+        folder: Of bodies and kidneys.
+        painted: Prepared data set of painted phantoms.
+        slices: Real slices.
+        volumes: Prepared cases of real scans.
+    """
+
+    folder: Path
+    painted: Path
+    data: StarterData
+    volumes: tuple[StoredCase, ...] = ()
+
+    def open(self) -> Material:
+        """Read the material; takes some seconds and 0.5 GB."""
+        painted = open_dataset(self.painted)
+        return Material(
+            painted=[painted.open_case(case) for case in painted.cases],
+            bodies=[read_body(path) for path in sorted((self.folder / "bodies").glob("*.npz"))],
+            kidneys=read_kidneys(self.folder / "kidneys.npz"),
+            slices=self.data.slices,
+            volumes=self.volumes,
+        )
+
+
+def prepare_material(
+    found: StarterData,
+    workspace: Workspace,
+    *,
+    volumes: Sequence[StoredCase] = (),
+    workers: int = 1,
+    progress: Progress = silent,
+) -> PreparedMaterial:
+    """Paint phantoms, prepare bodies, cut out kidneys; what an earlier call finished is kept.
+
+    Args:
+        found: The data.
+        workspace: Painted scans go to `raw/starter-painted`, prepared ones to `preprocessed/starter-painted`, bodies
+            and kidneys to `preprocessed/starter`.
+        volumes: Prepared cases of real scans to draw from as well.
+        workers: Number of processes.
+        progress: Called after each scan, body and label map.
+
+    Raises:
+        KitsattnError: If a body cannot be prepared, or no label map can be painted around.
+    """
+    folder = workspace.preprocessed / _FOLDER
+    bodies = folder / "bodies"
+    maps = [*found.bodies, *([found.atlas] if found.atlas else [])]
+    work = [(path, names) for path, names in maps if not (bodies / _body_name(path)).exists()]
+    for result in try_cases(
+        functools.partial(_prepare_body, bodies), work, workers=workers, label="prepare bodies", progress=progress
+    ):
+        if isinstance(result, KitsattnError):
+            raise result
+    kidneys = folder / "kidneys.npz"
+    if not kidneys.exists():
+        cut = try_cases(_cut, found.label_maps, workers=workers, label="cut out kidneys", progress=progress)
+        save_kidneys(kidneys, [crop for crops in cut if not isinstance(crops, KitsattnError) for crop in crops])
+    raw, painted = workspace.raw / PAINTED, workspace.preprocessed / PAINTED
+    licence = known.KITS19_LABELS.licence
+    paint_dataset(raw, found.label_maps, seed=_PAINTING_SEED, licence=licence, workers=workers, progress=progress)
+    plan_file = folder / "plan.json"
+    write_json(plan_file, to_json(PLAN))
+    preprocess_dataset(find_dataset(raw), painted, plan_file=plan_file, workers=workers, progress=progress)
+    return PreparedMaterial(folder, painted, found, tuple(volumes))
+
+
+def _body_name(path: Path) -> str:
+    return path.name.removesuffix(".nii.gz").removesuffix("_seg") + ".npz"
+
+
+def _prepare_body(folder: Path, work: tuple[Path, dict[int, str]]) -> None:
+    path, names = work
+    labels = read_labels(path)
+    if path.parent.name == Path(known.ATLAS.path).name:
+        z_mm, y_mm, x_mm = (_ATLAS_SCALE * length for length in labels.geometry.spacing_mm)
+        labels = replace(labels, geometry=Geometry.axial(labels.array.shape, (z_mm, y_mm, x_mm)))
+    prepare_body(labels, names, folder / _body_name(path))
+
+
+def _cut(path: Path) -> list[KidneyCrop]:
+    labels: Volume = read_labels(path)
+    return list(cut_kidneys(labels))

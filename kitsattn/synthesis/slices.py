@@ -1,0 +1,113 @@
+"""Source (c): single real slices, stored as 0 to 255 HU, made into slabs.
+
+Below 0 HU such a picture knows nothing. Most draws give fat back inside the body and air outside, roughly; the others
+stay as they are, as a scan that was exported for display would.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from kitsattn.labels import KIDNEY
+from kitsattn.synthesis.frame import PIXEL_MM, SLICES, Frame, blur, draw_frame, resample_each
+from kitsattn.synthesis.masses import paint_distractors, paint_kidney_mass
+from kitsattn.synthesis.textures import Textures
+
+_DARK_HU = 5.0
+_USUAL_PIXEL_MM = 0.8
+
+
+@dataclass(frozen=True)
+class RealSlice:
+    """A slice of a patient.
+
+    Attributes:
+        name: Data set, patient and slice.
+        image: HU from 0 to 255, (y, x), uint8.
+        labels: Kidney 1, tumour 2, (y, x), uint8.
+        pixel_mm: Length of a pixel; None where it is not known.
+        tumours_labelled: Whether a tumour would have been labelled.
+    """
+
+    name: str
+    image: NDArray[np.uint8]
+    labels: NDArray[np.uint8]
+    pixel_mm: float | None
+    tumours_labelled: bool
+
+
+def draw_slice(
+    rng: Generator, slices: Sequence[RealSlice], textures: Textures
+) -> tuple[NDArray[np.float32], NDArray[np.uint8], bool]:
+    """Draw a slab from one slice.
+
+    Returns:
+        HU, (slices, height, width); labels of the centre slice; and whether values below 0 HU were given back.
+    """
+    one = slices[int(rng.integers(len(slices)))]
+    pixel_mm = one.pixel_mm or rng.uniform(0.68, 0.98)
+    kidneys = np.argwhere(one.labels)
+    towards = tuple(kidneys[int(rng.integers(len(kidneys)))]) if len(kidneys) else None
+    rows, columns = np.flatnonzero(one.image.any(axis=1)), np.flatnonzero(one.image.any(axis=0))
+    middle = ((rows[0] + rows[-1]) / 2, (columns[0] + columns[-1]) / 2)
+    frame = draw_frame(rng, textures, pixel_mm=(pixel_mm, pixel_mm), centre=middle, towards=towards)
+    centre = frame.linear(one.image[None].astype(np.float32), 0.0)[0]
+    centre_labels = frame.nearest(one.labels[None], 0)[0]
+    hu = np.repeat(centre[None], SLICES, 0)
+    labels = np.repeat(centre_labels[None], SLICES, 0)
+    painted = KIDNEY in centre_labels and rng.random() < (0.25 if one.tumours_labelled else 0.45)
+    if painted:
+        paint_kidney_mass(rng, hu, labels, textures, phase=2)
+    if rng.random() < 0.25:
+        body = ndimage.binary_fill_holes(centre > _DARK_HU)
+        paint_distractors(rng, hu, labels, np.repeat(body[None], SLICES, 0), textures)
+    # Neighbours of real slabs are never the same.
+    away = np.abs(np.arange(SLICES) - SLICES // 2).astype(np.float32)
+    shifts = (0.7 * away[:, None] * rng.standard_normal((SLICES, 2))).astype(np.float32)
+    zooms = (1 + 0.012 * away * rng.standard_normal(SLICES)).astype(np.float32)
+    hu = resample_each(hu, shifts, zooms)
+    restored = rng.random() < 0.7
+    if restored:
+        hu = _give_back(rng, hu, textures)
+    return hu, labels[SLICES // 2], restored
+
+
+def plain_slab(one: RealSlice, size: tuple[int, int]) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """Return a slice as five equal ones, with pixels of 1.5 mm and the body in the middle: HU and labels.
+
+    A slice whose pixels are of unknown size is taken to have 0.8 mm.
+    """
+    zoom = np.float32(PIXEL_MM / (one.pixel_mm or _USUAL_PIXEL_MM))
+    rows, columns = np.flatnonzero(one.image.any(axis=1)), np.flatnonzero(one.image.any(axis=0))
+    height, width = size
+    frame = Frame(
+        np.repeat(zoom * (np.arange(height, dtype=np.float32) - (height - 1) / 2)[:, None], width, 1)
+        + np.float32((rows[0] + rows[-1]) / 2),
+        np.repeat(zoom * (np.arange(width, dtype=np.float32) - (width - 1) / 2)[None], height, 0)
+        + np.float32((columns[0] + columns[-1]) / 2),
+    )
+    image = frame.linear(one.image[None].astype(np.float32), 0.0)
+    return np.repeat(image, SLICES, 0), frame.nearest(one.labels[None], 0)[0]
+
+
+def _give_back(rng: Generator, hu: NDArray[np.float32], textures: Textures) -> NDArray[np.float32]:
+    """Put fat where the body is dark, out to some mm beyond its muscles, and air around it."""
+    soft = blur(hu, 0.7)
+    parts, _ = ndimage.label(soft[SLICES // 2] > _DARK_HU)
+    sizes = np.bincount(parts.ravel())
+    sizes[0] = 0
+    core = parts == sizes.argmax()
+    away_px = ndimage.distance_transform_edt(~core).astype(np.float32)
+    skin_px = rng.uniform(1.0, 26.0) + 1.5 * textures.field(rng, 16.0, 1)[0]
+    outside = (away_px > skin_px).astype(np.float32)
+    fat_hu = np.float32(rng.uniform(-120.0, -80.0))
+    fat = fat_hu + np.float32(rng.uniform(3.0, 14.0)) * textures.field(rng, 2.0, SLICES)
+    dark = np.clip((np.float32(18.0) - soft) / np.float32(18.0), 0, 1)
+    filled = hu + dark * (fat - hu)
+    air = blur(outside[None], 0.7) * dark
+    result: NDArray[np.float32] = filled + air * (np.float32(-1000.0) - filled)
+    return result

@@ -1,0 +1,191 @@
+"""How good a starter network is on real scans that it was not trained on, and how fast.
+
+    python tests/benchmarks/starter.py --model FILE --data DATA [--json FILE] [--pictures FOLDER]
+
+`DATA` holds the validation data: TotalSegmentator's s0009 (CT and label map), its example CT with labels of 30 slices,
+slices of held-out patients of CURVAS and KiTS19, and the upper slices of KiTS-00072, above the kidneys.
+Dice of slices is pooled over the slices of a patient, then averaged over patients; intervals are bootstrapped over
+patients. Whole scans are predicted as `kitsattn predict` does, post-processing included.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kitsattn.evaluate.spread import measure_spread
+from kitsattn.jobs import keep_freed_memory
+from kitsattn.kernels.precision import choose_precision
+from kitsattn.predict.case import DEFAULT_RULES, follow_rules
+from kitsattn.predict.infer import Ensemble, Inference, load_ensemble
+from kitsattn.predict.scan import predict_volume
+from kitsattn.preprocess.intensity import check_hu
+from kitsattn.synthesis.data import find_starter_data
+from kitsattn.synthesis.slices import RealSlice
+from kitsattn.volume.formats import read_labels, read_scan
+from kitsattn.volume.geometry import Geometry
+from kitsattn.volume.volume import Volume
+
+_KIDNEYS = (2, 3, 23, 24)
+"""TotalSegmentator's kidneys and their cysts."""
+_LABELLED = slice(82, 112)
+"""Slices of the example CT that have labels."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """One figure.
+
+    Attributes:
+        data: What it was measured on.
+        region: Kidney, with tumour, or tumour; or what is counted.
+        value: Dice, or ml.
+        low: Lower end of the 95 % interval by patient; None for one patient.
+        high: Upper end.
+        patients: How many.
+    """
+
+    data: str
+    region: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    patients: int = 1
+
+
+def dice(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
+    """Return the Dice of two masks; two empty ones agree."""
+    total = int(one.sum()) + int(other.sum())
+    return 2 * int((one & other).sum()) / total if total else 1.0
+
+
+def segment(ensemble: Ensemble, scan: Volume, inference: Inference | None = None) -> NDArray[np.uint8]:
+    """Return the label map of a scan, post-processed."""
+    labels, _ = predict_volume(ensemble, scan, inference)
+    labels, _ = follow_rules(ensemble, labels, DEFAULT_RULES)
+    array: NDArray[np.uint8] = labels.array
+    return array
+
+
+def score_slices(
+    ensemble: Ensemble, slices: Sequence[RealSlice], data: str, inference: Inference | None = None
+) -> list[Score]:
+    """Return Dice of kidney with tumour, and of tumour where it is labelled, over patients."""
+    patients: dict[str, list[tuple[NDArray[np.uint8], NDArray[np.uint8]]]] = {}
+    for one in slices:
+        pixel_mm = one.pixel_mm or 0.8
+        shape = (1, *one.image.shape)
+        scan = Volume(one.image[None].astype(np.int16), Geometry.axial(shape, (5.0, pixel_mm, pixel_mm)))
+        found, _ = predict_volume(ensemble, scan, inference)
+        patients.setdefault(one.name.rsplit(" ", 1)[0], []).append((found.array[0], one.labels))
+    regions: dict[str, tuple[int, ...]] = {"kidney": (1, 2)}
+    if any(one.tumours_labelled for one in slices):
+        regions = {"kidney with tumour": (1, 2), "tumour": (2,)}
+    scores = []
+    for region, values in regions.items():
+        each = []
+        for pairs in patients.values():
+            found_mask = np.stack([np.isin(found, values) for found, _ in pairs])
+            true_mask = np.stack([np.isin(true, values) for _, true in pairs])
+            each.append(dice(found_mask, true_mask))
+        spread = measure_spread(each)
+        scores.append(Score(data, region, spread.mean, spread.low, spread.high, spread.cases))
+    return scores
+
+
+def score_volumes(
+    ensemble: Ensemble, data: Path, inference: Inference | None = None, pictures: Path | None = None
+) -> list[Score]:
+    """Return the figures on whole scans."""
+    scores = []
+
+    def predict(path: Path) -> tuple[Volume, NDArray[np.uint8], float]:
+        started = time.perf_counter()
+        scan = check_hu(read_scan(path))
+        found = segment(ensemble, scan, inference)
+        return scan, found, time.perf_counter() - started
+
+    folder = data / "starter" / "totalsegmentator"
+    scan, found, seconds = predict(folder / "s0009_ct.nii.gz")
+    true = np.isin(read_labels(folder / "s0009_seg.nii.gz").array, _KIDNEYS)
+    scores += [
+        Score("TotalSegmentator s0009", "kidney", dice(found > 0, true)),
+        Score("TotalSegmentator s0009", "false tumour, ml", float((found == 2).sum()) * scan.geometry.voxel_ml),
+        Score("TotalSegmentator s0009", "seconds", seconds),
+    ]
+    _draw(pictures, "s0009", scan, found, true)
+    path = data / "totalsegmentator-example-ct.nii.gz"
+    scan, found, _ = predict(path)
+    true = np.isin(read_labels(data / "totalsegmentator-example-seg-30slices.nii.gz").array, _KIDNEYS)
+    outside = found.copy()
+    outside[_LABELLED] = 0
+    scores += [
+        Score("example CT, 30 slices", "kidney", dice(found[_LABELLED] > 0, true)),
+        Score("example CT, elsewhere", "false kidney, ml", float((outside > 0).sum()) * scan.geometry.voxel_ml),
+        Score("example CT", "false tumour, ml", float((found == 2).sum()) * scan.geometry.voxel_ml),
+    ]
+    whole = np.zeros(found.shape, bool)
+    whole[_LABELLED] = true
+    _draw(pictures, "example", scan, found, whole)
+    scan, found, _ = predict(data / "dicom" / "c4kc-kits-00072-top18.zip")
+    scores.append(
+        Score(
+            "C4KC-KiTS 00072, above the kidneys", "false kidney, ml", float((found > 0).sum()) * scan.geometry.voxel_ml
+        )
+    )
+    _draw(pictures, "c4kc", scan, found, None)
+    scan, found, _ = predict(data / "dicom" / "cptac-c3l-00189.zip")
+    for value, name in ((1, "kidney, ml (no reference)"), (2, "tumour, ml (no reference)")):
+        scores.append(Score("CPTAC C3L-00189", name, float((found == value).sum()) * scan.geometry.voxel_ml))
+    _draw(pictures, "cptac", scan, found, None)
+    return scores
+
+
+def _draw(
+    folder: Path | None, name: str, scan: Volume, found: NDArray[np.uint8], true: NDArray[np.bool_] | None
+) -> None:
+    if folder is None:
+        return
+    from kitsattn.figures.overlay import overlay_sheet
+
+    folder.mkdir(parents=True, exist_ok=True)
+    reference = None if true is None else true.astype(np.uint8)
+    overlay_sheet(folder / f"{name}.png", scan, found, reference, title=name, note="", parts=True)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--pictures", type=Path)
+    parser.add_argument("--flips", action="store_true")
+    parser.add_argument("--threads", type=int)
+    options = parser.parse_args()
+    keep_freed_memory()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    device = torch.device("cpu")
+    ensemble = load_ensemble([options.model], device, choose_precision("auto", device))
+    inference = replace(Inference(), flips=options.flips)
+    held_out = find_starter_data(options.data).held_out_slices
+    scores = score_volumes(ensemble, options.data, inference, options.pictures)
+    for data in ("CURVAS", "KiTS19"):
+        own = [one for one in held_out if one.name.startswith(data)]
+        scores += score_slices(ensemble, own, f"{data} slices", inference)
+    for score in scores:
+        between = f" [{score.low:.3f}, {score.high:.3f}]" if score.low is not None else ""
+        print(f"{score.data:38} {score.region:28} {score.value:8.3f}{between}  n = {score.patients}")
+    if options.json:
+        options.json.write_text(json.dumps([asdict(score) for score in scores], indent=1))
+
+
+if __name__ == "__main__":
+    main()
