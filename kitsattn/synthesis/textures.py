@@ -1,14 +1,11 @@
 """Smooth noise at several scales, computed once and then cut out at random places: a field costs almost nothing."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy import ndimage
 
-if TYPE_CHECKING:
-    WHITE = 0.1
+WHITE = 0.1
 SCALES_PX = (WHITE, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 """Standard deviations of the smoothing in-plane, in pixels; the first leaves noise white."""
 
