@@ -89,20 +89,26 @@ class Workspace:
             several="name one with --dataset",
         )
 
-    def trained_runs(self) -> list[list[Path]]:
-        """Return the `best` checkpoints of all folds of every run, the newest run first.
+    def find_runs(self) -> list[list[Path]]:
+        """Return the `best` checkpoints of all folds of every run, the newest run first; none if nothing was trained.
 
         A run is as new as its newest `best` checkpoint.
+        """
+        found = [sorted(run.glob("fold_*/best.safetensors")) for run in _folders(self.runs)]
+        trained = [checkpoints for checkpoints in found if checkpoints]
+        return sorted(trained, key=lambda files: max(file.stat().st_mtime for file in files), reverse=True)
+
+    def trained_runs(self) -> list[list[Path]]:
+        """Return at least one run, as `find_runs` does.
 
         Raises:
             KitsattnError: If no fold has been trained.
         """
-        found = [sorted(run.glob("fold_*/best.safetensors")) for run in _folders(self.runs)]
-        trained = [checkpoints for checkpoints in found if checkpoints]
-        if not trained:
-            msg = f"{self.runs} holds no trained fold: make one with `kitsattn train --fold 0`, or name --model FILE"
+        runs = self.find_runs()
+        if not runs:
+            msg = f"{self.runs} holds no trained fold: make one with `kitsattn train --fold 0`"
             raise KitsattnError(msg)
-        return sorted(trained, key=lambda files: max(file.stat().st_mtime for file in files), reverse=True)
+        return runs
 
 
 def _folders(folder: Path) -> list[Path]:

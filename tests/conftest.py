@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
@@ -20,8 +20,10 @@ import pytest
 import torch
 
 import kitsattn
+from kitsattn.checkpoint import header, shipped
+from kitsattn.checkpoint.file import Checkpoint, load_checkpoint, save_checkpoint
 from kitsattn.datasets.find import find_dataset
-from kitsattn.files import write_json
+from kitsattn.files import sha256, write_json
 from kitsattn.labels import KITS19_LABELS
 from kitsattn.preprocess.run import preprocess_dataset
 from kitsattn.preprocess.store import PreparedDataset
@@ -122,6 +124,52 @@ def prepared(kits_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pre
     """The painted cases, prepared."""
     folder = tmp_path_factory.mktemp("preprocessed") / "painted"
     return preprocess_dataset(find_dataset(kits_folder), folder, workers=1).dataset
+
+
+@pytest.fixture(scope="session")
+def standin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small network in place of the shipped one: half precision, sources, test scores, and its card.
+
+    Nothing in it may be changed.
+    """
+    folder = tmp_path_factory.mktemp("standin")
+    golden = load_checkpoint(Path(__file__).parent / "checkpoint" / "golden.safetensors")
+    made = replace(
+        golden.header.provenance,
+        dataset="starter",
+        synthetic=False,
+        licence="CC BY-NC-SA 4.0",
+        scores={},
+        hours=1.5,
+        sources=(
+            header.TrainingSource(
+                name="KiTS23", count=9, unit="label maps", licence="CC BY-NC-SA 4.0", citation="Heller"
+            ),
+        ),
+        tests=(
+            header.TestScore(data="ward A", region="kidney", dice=0.934, low=0.9, high=0.95, patients=7),
+            header.TestScore(data="ward A", region="tumour", dice=0.701, low=0.5, high=0.8, patients=7),
+            header.TestScore(data="ward B", region="kidney", dice=0.5, patients=1),
+        ),
+    )
+    weights = {
+        name: tensor.half() if tensor.is_floating_point() and tensor.ndim > 1 else tensor
+        for name, tensor in golden.model.items()
+    }
+    save_checkpoint(folder / "starter.safetensors", Checkpoint(replace(golden.header, provenance=made), weights, {}))
+    card = f"# starter\n\nA stand-in.\n\nSHA-256: `{sha256(folder / 'starter.safetensors')}`\n"
+    (folder / "starter.md").write_text(card, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def shipped_folder(standin: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The stand-in's folder as the one of the shipped models; the test may change what is in it."""
+    folder = tmp_path_factory.mktemp("weights")
+    for path in standin.iterdir():
+        shutil.copy(path, folder)
+    monkeypatch.setattr(shipped, "FOLDER", folder)
+    return folder
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ class Outer:
     inner: Inner = Inner()
     table: Mapping[str, int] = field(default_factory=dict)
     anything: Mapping[str, Any] = field(default_factory=dict)
+    layers: tuple[Inner, ...] = ()
 
     def __post_init__(self) -> None:
         if min(self.size) < 1:
@@ -35,7 +36,7 @@ class Outer:
 
 def test_settings_survive_json_and_back() -> None:
     """What is written is read back as the same settings, tuples and nested settings included."""
-    settings = Outer("x", (5, 6), (1.5, 2.0), "b", 0.25, Inner(7), {"k": 1}, {"list": [1, "a"]})
+    settings = Outer("x", (5, 6), (1.5, 2.0), "b", 0.25, Inner(7), {"k": 1}, {"list": [1, "a"]}, (Inner(2), Inner()))
     assert from_json(Outer, to_json(settings), "here") == settings
 
 
@@ -58,6 +59,8 @@ def test_missing_keys_take_their_defaults_and_whole_numbers_become_floats() -> N
         ({"name": "x", "size": [0, 1]}, "here: size must be positive, got (0, 1)"),
         ({"name": "x", "kind": "c"}, "here: kind must be one of 'a', 'b', got 'c'"),
         ({"name": "x", "inner": {"deep": 1}}, "here: inner: unknown key 'deep'"),
+        ({"name": "x", "layers": [{"deep": 1}]}, "here: layers: unknown key 'deep'"),
+        ({"name": "x", "layers": [1]}, "here: layers: expected an object with keys, got 1"),
         ({"name": "x", "table": [1]}, "here: table must be an object, got"),
         ({"name": "x", "table": {"k": "1"}}, "here: table.k must be of type int, got '1'"),
         ([1], "here: expected an object with keys, got"),

@@ -27,6 +27,8 @@ TORCH_FREE = (
     "preprocess",
     "evaluate",
     "checkpoint.header",
+    "checkpoint.shipped",
+    "weights",
 )
 
 IMPORT_ALL = """

@@ -73,10 +73,11 @@ def test_the_newest_run_is_the_one_with_the_newest_best(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
     with pytest.raises(KitsattnError, match="kitsattn train --fold 0"):
         workspace.trained_runs()
+    assert workspace.find_runs() == []
     old = [_best(workspace, "old", 0, age=50)]
     newest = [_best(workspace, "new", 0, age=90), _best(workspace, "new", 1, age=10)]
     (workspace.runs / "begun" / "fold_0").mkdir(parents=True)
-    assert workspace.trained_runs() == [newest, old]
+    assert workspace.trained_runs() == workspace.find_runs() == [newest, old]
 
 
 def test_a_description_that_is_none_is_named(tmp_path: Path) -> None:

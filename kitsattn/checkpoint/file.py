@@ -21,7 +21,7 @@ class Checkpoint:
 
     Attributes:
         header: What it says of itself.
-        model: The network's state dict, on the CPU.
+        model: The network's state dict, on the CPU. A file that stores half precision is read as float32.
         training: Tensors of the training state; empty in files that cannot be resumed.
     """
 
@@ -50,7 +50,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint.
+    """Read a checkpoint; weights that are stored in half precision become float32.
 
     Raises:
         KitsattnError: If the file is missing, damaged, or no checkpoint of this format.
@@ -61,7 +61,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except (SafetensorError, OSError) as error:
         msg = f"{path} is damaged ({error}): copy it again"
         raise KitsattnError(msg) from error
-    return Checkpoint(header, _without(MODEL_PREFIX, tensors), _without(TRAINING_PREFIX, tensors))
+    model = {name: _single(tensor) for name, tensor in _without(MODEL_PREFIX, tensors).items()}
+    return Checkpoint(header, model, _without(TRAINING_PREFIX, tensors))
 
 
 def load_model(checkpoint: Checkpoint, where: str) -> nn.Module:
@@ -92,3 +93,8 @@ def load_model(checkpoint: Checkpoint, where: str) -> nn.Module:
 
 def _without(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _single(tensor: Tensor) -> Tensor:
+    """Return floating values as float32; a float32 tensor is returned as it is, without a copy."""
+    return tensor.float() if tensor.is_floating_point() else tensor

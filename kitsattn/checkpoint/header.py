@@ -14,6 +14,7 @@ from typing import Any
 
 from kitsattn.config import from_json, to_json
 from kitsattn.errors import KitsattnError
+from kitsattn.words import plural
 
 FORMAT = "kitsattn/1"
 MODEL_PREFIX = "model/"
@@ -21,6 +22,62 @@ TRAINING_PREFIX = "training/"
 
 _LENGTH = struct.Struct("<Q")
 _LONGEST_HEADER = 100_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSource:
+    """One collection of data that a network was trained on.
+
+    Attributes:
+        name: Name of the collection.
+        count: Number of items that were used.
+        unit: What is counted, in the plural, such as "label maps" or "scans".
+        licence: Licence of the collection.
+        citation: How to cite it.
+    """
+
+    name: str
+    count: int
+    unit: str
+    licence: str
+    citation: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestScore:
+    """Mean Dice of one region on real scans that the network was not trained on.
+
+    Attributes:
+        data: Name of the scans.
+        region: Name of the region.
+        dice: Mean Dice over the patients, in [0, 1].
+        low: Lower end of the 95 % interval of the mean; None if there are too few patients.
+        high: Upper end.
+        patients: Number of patients.
+    """
+
+    data: str
+    region: str
+    dice: float
+    low: float | None = None
+    high: float | None = None
+    patients: int
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ValueError: If one of them is out of range.
+        """
+        if not 0 <= self.dice <= 1:
+            msg = f"dice must be in [0, 1], got {self.dice}"
+            raise ValueError(msg)
+        if self.patients < 1:
+            msg = f"patients must be 1 or more, got {self.patients}"
+            raise ValueError(msg)
+        if (self.low is None) != (self.high is None):
+            msg = f"low and high must be given together, got {self.low} and {self.high}"
+            raise ValueError(msg)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +99,9 @@ class Provenance:
         epoch: Finished epochs.
         scores: Validation Dice by region key, at this epoch.
         created: Time of writing, ISO 8601 in UTC.
+        sources: The collections of data that the network was trained on, if they are listed one by one.
+        hours: Hours of training; None if they are unknown.
+        tests: Dice on real scans that were not trained on.
     """
 
     kitsattn: str
@@ -58,6 +118,9 @@ class Provenance:
     epoch: int
     scores: Mapping[str, float] = field(default_factory=dict)
     created: str
+    sources: tuple[TrainingSource, ...] = ()
+    hours: float | None = None
+    tests: tuple[TestScore, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +150,31 @@ class TensorInfo:
 
     dtype: str
     shape: tuple[int, ...]
+
+
+def describe_quality(provenance: Provenance) -> str:
+    """Return one line: how accurate a network is, and under which conditions it may be used.
+
+    For example `Dice kidney 0.93, tumour 0.70 (KiTS19, 5 patients); CC BY-NC-SA 4.0; research use only`.
+    """
+    licence = "licence unknown" if provenance.licence in {"", "unknown"} else provenance.licence
+    return f"{describe_accuracy(provenance)}; {licence}; research use only"
+
+
+def describe_accuracy(provenance: Provenance) -> str:
+    """Return one line with the test scores of a network; without them, with the validation Dice and a remark."""
+    parts = ["trained on synthetic phantoms"] if provenance.synthetic else []
+    groups: dict[str, list[str]] = {}
+    for score in provenance.tests:
+        data = f"{score.data}, {plural(score.patients, 'patient')}"
+        groups.setdefault(data, []).append(f"{score.region} {score.dice:.2f}")
+    parts += [f"Dice {', '.join(values)} ({data})" for data, values in groups.items()]
+    if not groups and provenance.scores:
+        values = [f"{region.replace('_', ' ')} {dice:.2f}" for region, dice in provenance.scores.items()]
+        parts.append(f"validation Dice {', '.join(values)} ({provenance.dataset})")
+    if not groups:
+        parts.append("no test scores")
+    return "; ".join(parts)
 
 
 def to_metadata(header: Header) -> dict[str, str]:

@@ -51,13 +51,13 @@ def load_initial(network: nn.Module, name: str, path: Path) -> str:
     own = network.state_dict()
     found = dict(checkpoint.model)
     if own.keys() != found.keys():
-        msg = f"{path} is a network {checkpoint.header.model} and not {name} with these settings: choose its --model"
+        msg = f"{path} is a network {checkpoint.header.model} and not {name} with these settings: leave --model out"
         raise KitsattnError(msg)
     other = [key for key, tensor in found.items() if tensor.shape != own[key].shape]
     if any(not key.startswith(_CLASSES) for key in other):
         key = next(key for key in other if not key.startswith(_CLASSES))
         sizes = f"{tuple(found[key].shape)}, the network needs {tuple(own[key].shape)}"
-        msg = f"{path}: {key} has the shape {sizes}: give the settings it was trained with (--model-settings)"
+        msg = f"{path}: {key} has the shape {sizes}: leave --model and --model-settings out to take its settings"
         raise KitsattnError(msg)
     network.load_state_dict({key: own[key] if key in other else tensor for key, tensor in found.items()})
     kept = "; the last layer is new, for other classes" if other else ""

@@ -1,5 +1,6 @@
-"""`kitsattn models`: the registered networks, what a checkpoint says of itself, and its network for other programs."""
+"""`kitsattn models`: networks, trained models that come with kitsattn, what a checkpoint says of itself, exports."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -7,27 +8,46 @@ import typer
 
 from kitsattn.cli.console import print_json, print_result, warn
 from kitsattn.cli.options import JsonOption, OverwriteOption
+from kitsattn.errors import KitsattnError
 from kitsattn.notices import SYNTHETIC_MODEL_NOTICE
+from kitsattn.words import suggest
 
-app = typer.Typer(help="List the networks, describe or export a checkpoint.", no_args_is_help=True)
+app = typer.Typer(help="List networks and trained models, describe or export one.", no_args_is_help=True)
+
+_STATISTICS = (".running_mean", ".running_var", ".num_batches_tracked")
+"""Ends of the names of stored tensors that are not parameters."""
 
 
 @app.command("list")
 def list_models(*, json: JsonOption = False) -> None:
-    """List the registered networks with their parameters.
+    """List the trained models that come with kitsattn, and the networks that can be trained, with their parameters.
 
     Example: kitsattn models list
     """
     from rich.table import Table
 
+    from kitsattn.checkpoint.shipped import NAMES
     from kitsattn.models import model_names
 
-    rows = [_network(name) for name in model_names()]
+    networks = [_network(name) for name in model_names()]
+    weights = []
+    for name in NAMES:
+        try:
+            weights.append(_shipped(name))
+        except KitsattnError as error:
+            warn(str(error))
     if json:
-        print_json([{key: row[key] for key in ("name", "parameters")} for row in rows])
+        rows = [{**{key: row[key] for key in ("name", "parameters")}, "kind": "network"} for row in networks]
+        print_json([*rows, *weights])
         return
-    table = Table("name", "parameters", "slices")
-    for row in rows:
+    if weights:
+        table = Table("trained model", "parameters", "size", "accuracy on real scans", "licence")
+        for row in weights:
+            size = f"{row['size_bytes'] / 1e6:.1f} MB"
+            table.add_row(row["name"], f"{row['parameters'] / 1e6:.1f} M", size, row["accuracy"], row["licence"])
+        print_result(table)
+    table = Table("network", "parameters", "slices")
+    for row in networks:
         table.add_row(row["name"], f"{row['parameters'] / 1e6:.1f} M", str(row["config"]["slices"]))
     print_result(table)
 
@@ -35,25 +55,39 @@ def list_models(*, json: JsonOption = False) -> None:
 @app.command("describe")
 def describe(
     *,
-    what: Annotated[str, typer.Argument(metavar="NAME|FILE", help="A network's name, or a checkpoint.")],
+    what: Annotated[
+        str, typer.Argument(metavar="NAME|FILE", help="A network, a model that comes with kitsattn, or a checkpoint.")
+    ],
     json: JsonOption = False,
 ) -> None:
-    """Describe a network by its settings, or a checkpoint by its header: model, plan, labels, provenance.
+    """Describe a network by its settings, or a trained model by its header: quality, model, plan, labels, provenance.
 
-    Example: kitsattn models describe kitsattn-workspace/runs/demo/fold_0/best.safetensors
+    A model that comes with kitsattn is described by its model card, too.
+
+    Example: kitsattn models describe starter
     """
-    is_file = what.endswith(".safetensors") or Path(what).is_file()
-    content = _checkpoint(Path(what)) if is_file else _network(what)
-    if json:
-        print_json(content)
+    from kitsattn.checkpoint.shipped import NAMES, find_weights, read_card
+
+    if what in NAMES:
+        content = {"name": what, **_checkpoint(find_weights(what))}
+        card = read_card(what)
+    elif what.endswith(".safetensors") or Path(what).is_file():
+        content, card = _checkpoint(Path(what)), ""
     else:
-        print_result("\n".join(_lines(content)))
+        content, card = _network(what), ""
+    if json:
+        print_json({**content, "card": card} if card else content)
+    else:
+        print_result("\n".join([*_lines(content), *(["", card.rstrip()] if card else [])]))
 
 
 @app.command("export")
 def export(
     *,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Checkpoint.")],
+    file: Annotated[
+        str,
+        typer.Argument(metavar="FILE|NAME", help="Checkpoint, or a model that comes with kitsattn, such as starter."),
+    ],
     output: Annotated[
         Path,
         typer.Argument(metavar="OUT", help="The suffix is the format: .onnx (extra `export`) or .pt2 (torch.export)."),
@@ -68,17 +102,20 @@ def export(
 
     Example: kitsattn models export kitsattn-workspace/runs/demo/fold_0/best.safetensors demo.onnx
     """
-    metadata = {**_checkpoint(file), "file": file.name}  # no folders of this machine in a file that travels
+    from kitsattn.checkpoint.shipped import find_weights
+
+    path = find_weights(file)
+    metadata = {**_checkpoint(path), "file": path.name}  # no folders of this machine in a file that travels
 
     from kitsattn.checkpoint.export import export_checkpoint
 
-    result = export_checkpoint(file, output, metadata, overwrite=overwrite)
+    result = export_checkpoint(path, output, metadata, overwrite=overwrite)
     if result.synthetic:
         warn(SYNTHETIC_MODEL_NOTICE)
     if json:
         print_json(
             {
-                "input": str(file),
+                "input": str(path),
                 "output": str(output),
                 "slices": result.slices,
                 "classes": result.classes,
@@ -94,9 +131,16 @@ def export(
 def _network(name: str) -> dict[str, Any]:
     import torch
 
+    from kitsattn.checkpoint.shipped import NAMES
     from kitsattn.config import to_json
-    from kitsattn.models import build_model, model_entry
+    from kitsattn.models import build_model, model_entry, model_names
 
+    known = [*model_names(), *NAMES]
+    if name not in known:
+        msg = (
+            f"there is no model named {name!r}{suggest(name, known)}: choose one of {', '.join(known)}, or name a file"
+        )
+        raise KitsattnError(msg)
     config = model_entry(name).config
     with torch.device("meta"):
         parameters = sum(parameter.numel() for parameter in build_model(name).parameters())
@@ -104,14 +148,39 @@ def _network(name: str) -> dict[str, Any]:
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:
-    from kitsattn.checkpoint.header import FORMAT, MODEL_PREFIX, read_header
+    from kitsattn.checkpoint.header import FORMAT, MODEL_PREFIX, describe_quality, read_header
     from kitsattn.config import to_json
 
     header, tensors = read_header(path)
     values = sum(_size(info.shape) for name, info in tensors.items() if name.startswith(MODEL_PREFIX))
     content = to_json(header)
     resumable = content.pop("training") is not None
-    return {"file": str(path), "format": FORMAT, **content, "values": values, "resumable": resumable}
+    quality = describe_quality(header.provenance)
+    about = {"file": str(path), "format": FORMAT, "quality": quality}
+    return {**about, **content, "values": values, "resumable": resumable}
+
+
+def _shipped(name: str) -> dict[str, Any]:
+    """Return the row of a shipped model."""
+    from kitsattn.checkpoint.header import MODEL_PREFIX, describe_accuracy, describe_quality, read_header
+    from kitsattn.checkpoint.shipped import find_weights
+
+    path = find_weights(name)
+    header, tensors = read_header(path)
+    learnt = [key for key in tensors if key.startswith(MODEL_PREFIX) and not key.endswith(_STATISTICS)]
+    made = header.provenance
+    return {
+        "name": name,
+        "parameters": sum(_size(tensors[key].shape) for key in learnt),
+        "kind": "weights",
+        "network": header.model,
+        "file": str(path),
+        "size_bytes": path.stat().st_size,
+        "accuracy": describe_accuracy(made),
+        "quality": describe_quality(made),
+        "dice": [asdict(score) for score in made.tests],
+        "licence": made.licence,
+    }
 
 
 def _size(shape: tuple[int, ...]) -> int:
@@ -126,6 +195,9 @@ def _lines(content: dict[str, Any], indent: str = "") -> list[str]:
     for key, value in content.items():
         if isinstance(value, dict):
             lines += [f"{indent}{key}:", *_lines(value, indent + "  ")]
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            rows = (", ".join(f"{name} {item}" for name, item in row.items()) for row in value)
+            lines += [f"{indent}{key}:", *(f"{indent}  - {row}" for row in rows)]
         else:
             lines.append(f"{indent}{key}: {value}")
     return lines

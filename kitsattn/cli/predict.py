@@ -34,9 +34,8 @@ from kitsattn.workspace import Workspace
 if TYPE_CHECKING:
     from kitsattn.predict.case import Prediction
     from kitsattn.predict.cases import PredictionCase
+    from kitsattn.predict.credits import Credits
     from kitsattn.predict.postprocess import Postprocessing
-
-MODEL_VARIABLE = "KITSATTN_MODEL"
 
 Result = TypeVar("Result")
 
@@ -83,11 +82,11 @@ def predict(
         ),
     ] = None,
     model: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Option(
-            metavar="FILE",
-            help=f"Checkpoint; name several to average them. (default: ${MODEL_VARIABLE}, else all folds of the newest "
-            "run)",
+            metavar="FILE|NAME",
+            help="Checkpoint, or a model that comes with kitsattn, such as starter; repeat to average several. "
+            "(default: $KITSATTN_MODEL, else all folds of the newest run on real scans, else starter)",
             show_default=False,
         ),
     ] = None,
@@ -180,7 +179,8 @@ def predict(
     Many scans: those for which all is there are skipped, one that fails does not stop the others.
     Several processes under torchrun share them.
 
-    Research use only, not a medical device. A model trained on synthetic phantoms is used only when it is named.
+    Research use only, not a medical device. The model that is used, its accuracy and its licence are shown.
+    A model trained on synthetic phantoms is used only if --model names it.
 
     Example: kitsattn predict in.nii.gz out.nii.gz
     """
@@ -210,6 +210,7 @@ def predict(
 
     from kitsattn.kernels.precision import choose_device, choose_precision
     from kitsattn.predict.case import recall_case
+    from kitsattn.predict.credits import credits_of
     from kitsattn.predict.infer import Inference, load_ensemble
     from kitsattn.predict.run import attempt, predict_cases
     from kitsattn.ranks import join_ranks
@@ -228,8 +229,10 @@ def predict(
             say(f"output: {cases[0].target.parent if many else cases[0].target}")
         if finished:
             say(f"{len(finished)} of {plural(len(cases), 'case')} finished earlier (--overwrite does them again)")
-        model = model or _default_models(places)
-        ensemble = load_ensemble(model, ranks.device, choose_precision(precision.value, ranks.device))
+        models = _choose_models(model or (), places)
+        ensemble = load_ensemble(models, ranks.device, choose_precision(precision.value, ranks.device))
+        made = credits_of(ensemble)
+        say("\n".join(f"quality: {quality}" for quality in made.qualities))
         inference = Inference(
             batch_size=None if batch_size == AUTO else int(batch_size),
             flips=tta is Augmentation.flips,
@@ -259,7 +262,7 @@ def predict(
         every = {**earlier, **results}
         write_report(report, ensemble, {case.name: every[case.name] for case in cases})
         say(f"report: {report}")
-    _tell(results, many=many, json=json)
+    _tell(results, made, many=many, json=json)
 
 
 def _choose_rules(min_volume_ml: float | None) -> "Postprocessing":
@@ -379,17 +382,21 @@ def _check_outputs(
             raise KitsattnError(msg)
 
 
-def _default_models(places: Workspace) -> list[Path]:
-    """Return the checkpoints to use where none is named, and say which."""
-    from kitsattn.predict.select import newest_models
+def _choose_models(named: Sequence[str], places: Workspace) -> tuple[Path, ...]:
+    """Return the checkpoints to use, and print which."""
+    from kitsattn.checkpoint.shipped import NAMES, weights_path
+    from kitsattn.predict.select import choose_models
 
-    named = os.environ.get(MODEL_VARIABLE)
-    models = [Path(path) for path in named.split(os.pathsep)] if named else newest_models(places)
-    say(f"model: {', '.join(map(str, models))}")
-    return models
+    choice = choose_models(named, places)
+    if choice.passed_over is not None:
+        run = choice.passed_over.parents[1].name
+        say(f"run {run} is not used, it was trained on synthetic phantoms; to use it: --model {choice.passed_over}")
+    shipped = {weights_path(name): f"{name} (comes with kitsattn)" for name in NAMES}
+    say(f"model: {', '.join(shipped.get(path, str(path)) for path in choice.paths)}")
+    return choice.paths
 
 
-def _tell(results: "Mapping[str, Prediction | KitsattnError]", *, many: bool, json: bool) -> None:
+def _tell(results: "Mapping[str, Prediction | KitsattnError]", made: "Credits", *, many: bool, json: bool) -> None:
     """Print what was predicted; raise the error of a single scan, or count those of many."""
     errors = {name: result for name, result in results.items() if isinstance(result, KitsattnError)}
     if not many:
@@ -397,7 +404,7 @@ def _tell(results: "Mapping[str, Prediction | KitsattnError]", *, many: bool, js
             raise error
     predictions = [result for result in results.values() if not isinstance(result, KitsattnError)]
     if json:
-        contents = [_to_json(result) for result in predictions]
+        contents = [{**_to_json(result), "model": made.to_json()} for result in predictions]
         contents += [{"case": name, "error": str(error)} for name, error in errors.items()]
         print_json(contents if many else contents[0])
     else:

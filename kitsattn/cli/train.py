@@ -55,7 +55,15 @@ def train(
         str | None,
         typer.Option(metavar="NAME", help="Prepared data set. (default: the only one)", show_default=False),
     ] = None,
-    model: Annotated[str, typer.Option(metavar="NAME", help="Network, see `kitsattn models list`.")] = _DEFAULT_MODEL,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Network, see `kitsattn models list`. (default: the network of --init with its settings, else "
+            f"{_DEFAULT_MODEL})",
+            show_default=False,
+        ),
+    ] = None,
     model_settings: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="TOML or JSON with settings of the network to change.", show_default=False),
@@ -69,9 +77,12 @@ def train(
         ),
     ] = None,
     init: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            metavar="FILE", help="Checkpoint to start from (fine-tuning). (default: from chance)", show_default=False
+            metavar="FILE|NAME",
+            help="Trained weights to start from (fine-tuning): a checkpoint, or a model that comes with kitsattn, such "
+            "as starter. (default: random initialisation)",
+            show_default=False,
         ),
     ] = None,
     recipe: Annotated[str, typer.Option(metavar="NAME|FILE", help="paper, modern, demo, or a TOML file.")] = "paper",
@@ -128,6 +139,7 @@ def train(
 
     Example: kitsattn train --fold 0 --model attention-deeplab-r18
     """
+    from kitsattn.checkpoint.shipped import find_weights
     from kitsattn.cli.live import training_display
     from kitsattn.kernels.precision import choose_device, choose_precision
     from kitsattn.preprocess.store import open_dataset
@@ -148,7 +160,9 @@ def train(
         epochs=epochs or settings.epochs,
         batch_size=settings.batch_size if batch_size is None or batch_size == AUTO else int(batch_size),
     )
-    folder = places.runs / (run_name or f"{prepared.name}-{model}-{recipe_name}")
+    initial = None if init is None else find_weights(init)
+    network, config = _network(model, initial, model_settings, classes=len(prepared.labels))
+    folder = places.runs / (run_name or f"{prepared.name}-{network}-{recipe_name}")
     kind = choose_device(device.value)
     if kind.type == "cpu":
         keep_freed_memory()
@@ -163,8 +177,8 @@ def train(
                 split=splits[number],
                 fold=number,
                 folds=len(splits),
-                model=model,
-                config=_model_config(model, model_settings, classes=len(prepared.labels)),
+                model=network,
+                config=config,
                 recipe_name=recipe_name,
                 recipe=settings,
                 seed=seed,
@@ -173,7 +187,7 @@ def train(
                 workers=default_workers(ranks.device, ranks) if workers is None else workers,
                 folder=folder / f"fold_{number}",
                 encoder_weights=encoder_weights,
-                initial_weights=init,
+                initial_weights=initial,
                 ranks=ranks,
             )
             for number in _folds(fold, len(splits))
@@ -267,15 +281,28 @@ def _folds(fold: str, count: int) -> list[int]:
     raise KitsattnError(msg)
 
 
-def _model_config(name: str, settings: Path | None, *, classes: int) -> "ModelConfig":
-    """Return the settings behind a network's name, with the data set's classes and the user's changes."""
+def _network(
+    name: str | None, initial: Path | None, settings: Path | None, *, classes: int
+) -> "tuple[str, ModelConfig]":
+    """Return the network and its settings, with the data set's classes and the user's changes.
+
+    Without a name they are those of the initial weights, if there are any.
+    """
+    from kitsattn.checkpoint.header import read_header
     from kitsattn.config import read_mapping, to_json
     from kitsattn.models import model_entry
 
-    entry = model_entry(name)
+    if name is None and initial is not None:
+        header, _ = read_header(initial)
+        name, base = header.model, header.config
+        entry = model_entry(name)
+    else:
+        name = name or _DEFAULT_MODEL
+        entry = model_entry(name)
+        base = to_json(entry.config)
     changes = {} if settings is None else read_mapping(settings)
-    config = entry.read_config({**to_json(entry.config), "classes": classes, **changes}, str(settings or name))
+    config = entry.read_config({**base, "classes": classes, **changes}, str(settings or name))
     if config.classes != classes:
         msg = f"{settings}: classes is {config.classes}, but the data set has {classes} labels: leave classes out"
         raise KitsattnError(msg)
-    return config
+    return name, config

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,6 +17,7 @@ from kitsattn.jobs import Progress, silent
 from kitsattn.labels import BACKGROUND
 from kitsattn.notices import RESEARCH_NOTICE, SYNTHETIC_MODEL_NOTICE
 from kitsattn.predict.cases import DICOM_SUFFIX, PredictionCase
+from kitsattn.predict.credits import credits_of
 from kitsattn.predict.infer import Ensemble, Inference
 from kitsattn.predict.postprocess import Postprocessing, PostprocessReport, knows_classes, postprocess
 from kitsattn.predict.scan import CERTAIN, predict_volume
@@ -188,7 +189,7 @@ def describe_volumes(volumes_ml: Mapping[str, float]) -> str:
 
 def provenance_note(ensemble: Ensemble) -> str:
     """Return what a label map's header says of its making, as JSON text."""
-    first = ensemble.headers[0]
+    first, made = ensemble.headers[0], credits_of(ensemble)
     note = {
         "made_by": f"kitsattn {__version__}",
         "use": RESEARCH_NOTICE,
@@ -197,6 +198,10 @@ def provenance_note(ensemble: Ensemble) -> str:
         "checkpoints": [path.name for path in ensemble.paths],
         "training_data": first.provenance.dataset,
         "synthetic": ensemble.synthetic,
+        "model_name": made.name,
+        "quality": made.quality,
+        "licence": made.licence,
+        "sources": [asdict(source) for source in made.sources],
     }
     return json.dumps({**note, "warning": SYNTHETIC_MODEL_NOTICE} if ensemble.synthetic else note)
 

@@ -9,6 +9,7 @@ from kitsattn.figures.page import Leaf, Leaves, Link, Page, Picture, Table, writ
 from kitsattn.labels import BACKGROUND
 from kitsattn.notices import RESEARCH_NOTICE, SYNTHETIC_MODEL_NOTICE
 from kitsattn.predict.case import Prediction, describe_volumes
+from kitsattn.predict.credits import credits_of
 from kitsattn.predict.infer import Ensemble
 from kitsattn.words import plural
 
@@ -61,12 +62,20 @@ def write_report(path: Path, ensemble: Ensemble, results: Mapping[str, Predictio
     )
     if leaves:
         parts.append(Leaves("Pictures", leaves, COMPACT_SIZE, Link("all cases", _CASES)))
+    made = credits_of(ensemble)
     provenance = {
-        "model": ensemble.headers[0].model,
+        "model": made.name,
+        "quality": made.quality,
+        "network": ensemble.headers[0].model,
         "checkpoints": ", ".join(str(checkpoint) for checkpoint in ensemble.paths),
         "training data": ensemble.headers[0].provenance.dataset,
-        "licence of the training data": ensemble.headers[0].provenance.licence,
+        "licence of the training data": made.licence,
     }
+    if made.sources:
+        provenance["training data"] = "; ".join(
+            f"{source.name} ({source.count} {source.unit}, {source.licence}): {source.citation}"
+            for source in made.sources
+        )
     warnings = (SYNTHETIC_MODEL_NOTICE, RESEARCH_NOTICE) if ensemble.synthetic else (RESEARCH_NOTICE,)
     write_page(path, Page("Predicted kidneys and tumours", warnings, tuple(parts), provenance))
 

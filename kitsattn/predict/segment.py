@@ -5,6 +5,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kitsattn.checkpoint.shipped import DEFAULT, find_weights
 from kitsattn.errors import KitsattnError
 from kitsattn.kernels.precision import DeviceChoice, PrecisionChoice, choose_device, choose_precision
 from kitsattn.notices import SYNTHETIC_MODEL_NOTICE
@@ -24,11 +25,12 @@ AnyPath = str | PathLike[str]
 _log = logging.getLogger(__name__)
 
 
-def load_model(*paths: AnyPath, device: DeviceChoice = "auto", precision: PrecisionChoice = "auto") -> Ensemble:
-    """Load one checkpoint, or several whose probabilities are averaged, for many calls of `segment`.
+def load_model(*models: AnyPath, device: DeviceChoice = "auto", precision: PrecisionChoice = "auto") -> Ensemble:
+    """Load one network, or several whose probabilities are averaged, for many calls of `segment`.
 
     Args:
-        paths: Files that `kitsattn train` wrote.
+        models: Files that `kitsattn train` wrote, or names of shipped models, such as "starter". A path object is
+            always a file.
         device: Where to run; `auto` takes a CUDA GPU, else Apple's, else the CPU.
         precision: Number format; `auto` takes bf16 where the device computes it natively.
 
@@ -36,18 +38,19 @@ def load_model(*paths: AnyPath, device: DeviceChoice = "auto", precision: Precis
         The networks. They are only read by `segment`, so that several threads may use them.
 
     Raises:
-        KitsattnError: If no file is named, one is no checkpoint, two do not belong together, or the device is missing.
+        KitsattnError: If no network is named, one is neither a checkpoint nor a shipped model, two do not belong
+            together, or the device is missing.
     """
-    if not paths:
-        msg = "load_model needs a checkpoint: name a file that `kitsattn train` wrote"
+    if not models:
+        msg = f"load_model needs a checkpoint: name a file that `kitsattn train` wrote, or {DEFAULT!r}"
         raise KitsattnError(msg)
     chosen = choose_device(device)
-    return load_ensemble([Path(path) for path in paths], chosen, choose_precision(precision, chosen))
+    return load_ensemble([find_weights(model) for model in models], chosen, choose_precision(precision, chosen))
 
 
 def segment(
     image: "AnyPath | ScanImage",
-    model: AnyPath | Ensemble,
+    model: AnyPath | Ensemble = DEFAULT,
     *,
     series: str | None = None,
     inference: Inference | None = None,
@@ -61,7 +64,9 @@ def segment(
     Args:
         image: A scan in HU: an image of nibabel or SimpleITK, or a path as `kitsattn predict` takes it (NIfTI, NRRD,
             MHA, a folder or archive of DICOM files).
-        model: A checkpoint, or what `load_model` returns.
+        model: A checkpoint, the name of a shipped model, or what `load_model` returns, which is quicker for many scans.
+            The shipped model `starter` is the default; `kitsattn models describe starter` says how accurate it is.
+            Unlike `kitsattn predict`, this function does not look for networks in a workspace.
         series: Which series of several in DICOM, by number or UID; only for a path.
         inference: How the networks are run: batch, mirror images, overlap, fast.
         rules: Of post-processing, which is done where the classes are KiTS's; None leaves it out.

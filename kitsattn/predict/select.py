@@ -1,25 +1,52 @@
-"""Which checkpoints are used where none is named."""
+"""Which networks predict: the named ones, else the newest run on real scans, else the one that comes with kitsattn."""
 
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from kitsattn.checkpoint.header import read_header
-from kitsattn.errors import KitsattnError
+from kitsattn.checkpoint.shipped import DEFAULT, find_weights
 from kitsattn.workspace import Workspace
 
+MODEL_VARIABLE = "KITSATTN_MODEL"
+"""Names one or more networks, with `os.pathsep` between them."""
 
-def newest_models(workspace: Workspace) -> list[Path]:
-    """Return the best checkpoints of all folds of the newest run on real scans.
+
+@dataclass(frozen=True)
+class Choice:
+    """The networks that predict.
+
+    Attributes:
+        paths: Their weights files.
+        passed_over: A network of the newest run, if that run was not used because it was trained on phantoms.
+    """
+
+    paths: tuple[Path, ...]
+    passed_over: Path | None = None
+
+
+def choose_models(named: Sequence[str], workspace: Workspace) -> Choice:
+    """Return the networks that predict; their probabilities are averaged.
+
+    The first that applies: the networks that are named here, the networks that $KITSATTN_MODEL names, all folds of the
+    newest run on real scans in the workspace, the shipped model `starter`. A network that was trained on phantoms alone
+    is used only if it is named.
+
+    Args:
+        named: Files, or names of shipped models; empty if the user named none.
+        workspace: Holds the runs.
 
     Raises:
-        KitsattnError: If there is none. Weights trained on synthetic phantoms are never chosen for a real scan: they
-            have to be named.
+        KitsattnError: If a named file does not exist, a checkpoint of a run cannot be read, or the shipped model is
+            missing or damaged.
     """
-    runs = workspace.trained_runs()
+    if not named:
+        named = [name for name in os.environ.get(MODEL_VARIABLE, "").split(os.pathsep) if name]
+    if named:
+        return Choice(tuple(find_weights(name) for name in named))
+    runs = workspace.find_runs()
     for paths in runs:
         if not any(read_header(path)[0].provenance.synthetic for path in paths):
-            return paths
-    msg = (
-        "every run was trained on synthetic phantoms, and such weights are not used unasked: name them with "
-        f"--model {runs[0][0]}, or train on real scans"
-    )
-    raise KitsattnError(msg)
+            return Choice(tuple(paths))
+    return Choice((find_weights(DEFAULT),), runs[0][0] if runs else None)

@@ -12,8 +12,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from kitsattn.checkpoint import header as headers
 from kitsattn.checkpoint.file import Checkpoint, load_checkpoint, load_model, save_checkpoint
-from kitsattn.checkpoint.header import FORMAT, Header, Provenance, read_header
+from kitsattn.checkpoint.header import FORMAT, Header, Provenance, TrainingSource, describe_quality, read_header
 from kitsattn.checkpoint.state import (
     TrainingState,
     optimizer_state,
@@ -255,3 +256,77 @@ def test_header_tensors_have_their_shapes() -> None:
     _, tensors = read_header(GOLDEN)
     assert tensors["model/attention.gate"].shape == (1,)
     assert tensors["model/attention.gate"].dtype == "F32"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_a_storage_format(tmp_path: Path, dtype: torch.dtype) -> None:
+    """Weights that are stored in half precision are read as float32 with the same values; integers stay integers."""
+    stored = {
+        name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in _checkpoint().model.items()
+    }
+    path = tmp_path / "half.safetensors"
+    save_checkpoint(path, Checkpoint(HEADER, stored, {"optimizer/0/step": torch.tensor(5.0, dtype=torch.float64)}))
+    read = load_checkpoint(path)
+    assert {str(tensor.dtype) for tensor in read.model.values()} == {"torch.float32", "torch.int64"}
+    assert all(torch.equal(read.model[name], tensor.to(read.model[name].dtype)) for name, tensor in stored.items())
+    assert read.training["optimizer/0/step"].dtype == torch.float64
+    assert load_model(read, str(path))(torch.zeros(1, 3, 32, 32)).dtype == torch.float32
+
+
+def test_sources_and_test_scores_survive(tmp_path: Path) -> None:
+    """Training sources, hours and test scores are read back as they were written; without them a file has none."""
+    made = replace(
+        HEADER.provenance,
+        sources=(TrainingSource(name="a", count=3, unit="scans", licence="CC0", citation="who"),),
+        hours=0.5,
+        tests=(
+            headers.TestScore(data="ward", region="kidney", dice=0.9, low=0.8, high=1.0, patients=4),
+            headers.TestScore(data="ward", region="tumour", dice=0.5, patients=1),
+        ),
+    )
+    path = tmp_path / "a.safetensors"
+    save_checkpoint(path, replace(_checkpoint(), header=replace(HEADER, provenance=made)))
+    assert read_header(path)[0].provenance == made
+    old = read_header(GOLDEN)[0].provenance
+    assert (old.sources, old.hours, old.tests) == ((), None, ())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dice": 93.0}, r"dice must be in \[0, 1\], got 93.0"),
+        ({"patients": 0}, "patients must be 1 or more, got 0"),
+        ({"low": 0.8}, "low and high must be given together, got 0.8 and None"),
+    ],
+)
+def test_impossible_test_scores_are_refused(tmp_path: Path, change: dict[str, float], message: str) -> None:
+    """A percentage, no patients, or half an interval is an error that names the file."""
+    content = {"data": "ward", "region": "kidney", "dice": 0.9, "patients": 1, **change}
+    provenance = {**to_json(HEADER.provenance), "tests": [content]}
+    path = tmp_path / "a.safetensors"
+    _rewrite(path, {"provenance": provenance})
+    with pytest.raises(KitsattnError, match=f"a.safetensors: provenance: tests: {message}"):
+        read_header(path)
+
+
+def test_quality_is_one_line() -> None:
+    """Test scores by data, else the validation Dice with a remark; then the licence and the use."""
+    made = replace(HEADER.provenance, synthetic=False, licence="CC BY-NC-SA 4.0")
+    tests = (
+        headers.TestScore(data="ward A", region="kidney", dice=0.934, low=0.9, high=0.95, patients=7),
+        headers.TestScore(data="ward A", region="tumour", dice=0.701, patients=7),
+        headers.TestScore(data="ward B", region="kidney", dice=0.5, patients=1),
+    )
+    assert describe_quality(replace(made, tests=tests)) == (
+        "Dice kidney 0.93, tumour 0.70 (ward A, 7 patients); Dice kidney 0.50 (ward B, 1 patient); CC BY-NC-SA 4.0; "
+        "research use only"
+    )
+    validated = replace(made, scores={"kidney_and_tumour": 0.9}, licence="unknown")
+    assert describe_quality(validated) == (
+        "validation Dice kidney and tumour 0.90 (phantom); no test scores; licence unknown; research use only"
+    )
+    assert describe_quality(replace(made, scores={})) == "no test scores; CC BY-NC-SA 4.0; research use only"
+    assert describe_quality(HEADER.provenance) == (
+        "trained on synthetic phantoms; validation Dice tumour 0.50 (phantom); no test scores; CC0-1.0; "
+        "research use only"
+    )

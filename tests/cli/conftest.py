@@ -19,6 +19,7 @@ from kitsattn.checkpoint.file import load_checkpoint, save_checkpoint
 from kitsattn.checkpoint.header import Header
 from kitsattn.cli.app import app
 from kitsattn.files import read_json, write_json
+from kitsattn.predict.select import MODEL_VARIABLE
 from kitsattn.workspace import ENVIRONMENT_VARIABLE
 
 NETWORK = """
@@ -48,10 +49,14 @@ Refused = Callable[..., list[Path]]
 
 
 @pytest.fixture(autouse=True)
-def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Run each test in an empty folder without a workspace, and leave the package's logging as it was."""
+def _alone(tmp_path: Path, shipped_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Run each test in an empty folder without a workspace, and leave the package's logging as it was.
+
+    The shipped model is the stand-in; commands in other processes have the package's own.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(ENVIRONMENT_VARIABLE, raising=False)
+    monkeypatch.delenv(MODEL_VARIABLE, raising=False)
     monkeypatch.delenv("COLUMNS", raising=False)  # which pytest-xdist sets
     logger = logging.getLogger("kitsattn")
     before = logger.handlers, logger.level, logger.propagate

@@ -309,7 +309,38 @@ def test_a_missing_file_is_named(refused: Refused, checkpoint: Path, scan: Path)
     mend = "does not exist: name a checkpoint, or train one with `kitsattn train --fold 0`"
     refused("predict", scan, "out.nii.gz", "--model", model, names=model, mend=mend)
     refused("models", "describe", model, names=model, mend=mend)
+    refused("models", "export", model, "out.pt2", names=model, mend=mend)
     refused("evaluate", "dice", gone, scan, names=gone, mend="give a label map, or a folder of label maps")
+
+
+def test_an_unknown_model_suggests_the_nearest(refused: Refused, scan: Path, home: Path) -> None:
+    """Wherever a checkpoint or a shipped model is named."""
+    near = "there is no model and no file named 'stater' (did you mean 'starter'?)"
+    mend = "or a model that comes with kitsattn (starter)"
+    for words in (
+        ["predict", scan, "out.nii.gz", "--model", "starter", "--model", "stater"],
+        ["models", "export", "stater", "out.pt2"],
+        ["train", "--init", "stater", "--workspace", home, "--run-name", "none"],
+    ):
+        assert refused(*words, names=near, mend=mend) == []
+    near = "there is no model named 'stater' (did you mean 'starter'?)"
+    assert refused("models", "describe", "stater", names=near, mend="choose one of attention-deeplab-") == []
+    near = "there is no model named 'attention-deeplab-r19' (did you mean 'attention-deeplab-r1"
+    assert refused("models", "describe", "attention-deeplab-r19", names=near, mend=", starter, or name a file") == []
+
+
+def test_a_damaged_shipped_model_is_one_clear_line(refused: Refused, scan: Path, shipped_folder: Path) -> None:
+    """The error says how to repair the installation, whether the model was named or not."""
+    path = shipped_folder / "starter.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    repair = "install kitsattn again, or name another model"
+    for words in (
+        ["predict", scan, "out.nii.gz"],
+        ["predict", scan, "out.nii.gz", "--model", "starter"],
+        ["models", "describe", "starter"],
+        ["models", "export", "starter", "out.pt2"],
+    ):
+        assert refused(*words, names=path, mend=repair) == []
 
 
 def test_a_table_does_not_take_the_place_of_a_label_map(refused: Refused, scan: Path) -> None:
@@ -335,13 +366,11 @@ def test_cases_without_label_maps_cannot_be_prepared(refused: Refused, scan: Pat
     refused("preprocess", "raw", names="raw", mend="none of 1 cases has a label map, and training needs them")
 
 
-def test_an_empty_workspace_says_which_command_comes_first(refused: Refused, scan: Path) -> None:
-    """Each command names the one that makes what it needs; nothing is created by asking."""
+def test_an_empty_workspace_says_which_command_comes_first(refused: Refused) -> None:
+    """Each command but `predict` names the one that makes what it needs; nothing is created by asking."""
     place = Path("kitsattn-workspace")
     assert refused("preprocess", names=place / "raw", mend="or make phantoms with `kitsattn demo --data-only`") == []
     assert refused("train", names=place / "preprocessed", mend="make one with `kitsattn preprocess`") == []
-    mend = "holds no trained fold: make one with `kitsattn train --fold 0`, or name --model FILE"
-    assert refused("predict", scan, "out.nii.gz", names=place / "runs", mend=mend) == []
     assert refused("evaluate", "dice", names=place / "runs", mend="make one with `kitsattn train --fold 0`") == []
 
 

@@ -10,15 +10,17 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 import typer.main
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from scipy import ndimage
 from typer.testing import Result
 
 import kitsattn
+from kitsattn.checkpoint.header import describe_quality, read_header
 from kitsattn.cli.app import app
 from kitsattn.files import read_json, write_json
-from kitsattn.models import model_names
+from kitsattn.models import build_model, model_entry, model_names
 from kitsattn.notices import RESEARCH_NOTICE, SYNTHETIC_MODEL_NOTICE
 
 Command = Callable[..., Result]
@@ -168,7 +170,9 @@ def test_json_is_all_that_is_on_stdout(command: Command, home: Path, checkpoint:
     assert found["predict"]["volumes_ml"]["kidney"] > 0
     assert (found["predict"]["synthetic"], found["predict"]["notes"]) == (False, [])
     assert 0 < found["dice"]["mean"]["kidney_and_tumour"]["dice"] <= 1
-    assert [network["name"] for network in found["list"]] == model_names()
+    assert [model["name"] for model in found["list"]] == [*model_names(), "starter"]
+    assert {model["kind"] for model in found["list"][:-1]} == {"network"}
+    assert all(model["parameters"] > 0 for model in found["list"])
     assert found["network"]["config"]["classes"] == 3
     assert (found["file"]["format"], found["file"]["model"]) == ("kitsattn/1", "attention-deeplab-tiny")
     assert found["file"]["provenance"]["dataset"] == "painted"
@@ -205,6 +209,80 @@ def test_describing_a_checkpoint_needs_no_torch(process: Process, checkpoint: Pa
     run = process("models", "describe", checkpoint, "--json", program=program)
     assert (run.returncode, run.stderr) == (0, "")
     assert json.loads(run.stdout)["file"] == str(checkpoint)
+
+
+def test_shipped_models_are_listed(command: Command, shipped_folder: Path) -> None:
+    """`models list` shows accuracy, licence and size; a damaged one is a warning, and the networks are listed."""
+    path = shipped_folder / "starter.safetensors"
+    listed = command("models", "list")
+    assert listed.stderr == ""
+    for text in ("starter", "Dice kidney 0.93", "CC BY-NC-SA 4.0"):
+        assert text in listed.stdout
+    *_, row = json.loads(command("models", "list", "--json").stdout)
+    assert (row["name"], row["kind"], row["file"]) == ("starter", "weights", str(path))
+    assert (row["network"], row["licence"]) == ("attention-deeplab-tiny", "CC BY-NC-SA 4.0")
+    assert row["quality"].endswith("(ward B, 1 patient); CC BY-NC-SA 4.0; research use only")
+    assert (row["size_bytes"], len(row["dice"])) == (path.stat().st_size, 3)
+    header, _ = read_header(path)
+    config = model_entry(header.model).read_config(header.config, "test")
+    network = build_model(header.model, config)
+    assert row["parameters"] == sum(parameter.numel() for parameter in network.parameters())
+    path.unlink()
+    listed = command("models", "list", "--json")
+    assert listed.exit_code == 0
+    assert listed.stderr.startswith("warning: the weights of the shipped model 'starter' are missing")
+    assert [model["name"] for model in json.loads(listed.stdout)] == model_names()
+
+
+def test_a_shipped_model_is_described_without_torch(process: Process, command: Command, shipped_folder: Path) -> None:
+    """`models describe starter` gives the header and the model card, from the standard library."""
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from kitsattn.checkpoint import shipped\n"
+        "from kitsattn.cli.app import app\n"
+        f"shipped.FOLDER = Path({str(shipped_folder)!r})\n"
+        "app(standalone_mode=False)\n"
+        "heavy = [name for name in ('torch', 'numpy', 'nibabel') if name in sys.modules]\n"
+        "sys.exit(f'loaded {heavy}' if heavy else 0)\n"
+    )
+    run = process("models", "describe", "starter", "--json", program=program)
+    assert (run.returncode, run.stderr) == (0, "")
+    content = json.loads(run.stdout)
+    assert (content["name"], content["file"]) == ("starter", str(shipped_folder / "starter.safetensors"))
+    assert content["card"] == (shipped_folder / "starter.md").read_text()
+    assert content["provenance"]["sources"][0]["citation"] == "Heller"
+    text = command("models", "describe", "starter").stdout
+    assert "  sources:\n    - name KiTS23, count 9, unit label maps, licence CC BY-NC-SA 4.0, citation Heller\n" in text
+    assert "    - data ward B, region kidney, dice 0.5, low None, high None, patients 1\n" in text
+    assert text.endswith((shipped_folder / "starter.md").read_text())
+
+
+def test_a_shipped_model_is_exported(command: Command, shipped_folder: Path) -> None:
+    """`models export starter OUT` writes a graph of float32 with the quality and the licence of the weights."""
+    result = command("models", "export", "starter", "starter.pt2", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["input"] == str(shipped_folder / "starter.safetensors")
+    extra = {"kitsattn.json": ""}
+    program = torch.export.load(Path("starter.pt2"), extra_files=extra)
+    metadata = json.loads(extra["kitsattn.json"])
+    assert (metadata["file"], metadata["provenance"]["licence"]) == ("starter.safetensors", "CC BY-NC-SA 4.0")
+    assert metadata["quality"].startswith("Dice kidney 0.93")
+    assert {tensor.dtype for tensor in program.state_dict.values()} == {torch.float32, torch.int64}
+
+
+def test_a_shipped_model_is_fine_tuned(command: Command, home: Path, settings: Callable[..., list[str]]) -> None:
+    """`train --init starter` takes its network with its settings, and its weights."""
+    shutil.copytree(home / "preprocessed", "ws/preprocessed")
+    settings()
+    words = ["--recipe", "recipe.toml", "--device", "cpu", "--precision", "fp32", "--workers", "0"]
+    result = command("train", "--init", "starter", *words, "--workspace", "ws", "--json")
+    assert result.exit_code == 0, result.output
+    run = Path("ws/runs/painted-attention-deeplab-tiny-recipe")
+    header, _ = read_header(run / "fold_0" / "best.safetensors")
+    assert header.config["normalizer_channels"] == [2, 2]
+    assert header.provenance.sources == ()
+    assert "starter.safetensors" in (run / "train.log").read_text()
 
 
 def test_the_workspace_is_the_option_then_the_environment(
@@ -364,18 +442,22 @@ def test_an_existing_output_is_kept_unless_told(command: Command, checkpoint: Pa
 
 
 def test_a_model_of_phantoms_is_used_only_by_name(command: Command, synthetic: Path, scan: Path) -> None:
-    """Unnamed it is refused, though it is the newest; named, stderr, JSON and the output's header say SYNTHETIC."""
-    refused = command("-q", "predict", scan, "out.nii.gz")
-    assert refused.exit_code == 1
-    assert "trained on synthetic phantoms" in refused.stderr
-    assert "--model kitsattn-workspace/runs/phantoms/fold_0/best.safetensors" in refused.stderr
-    assert not Path("out.nii.gz").exists()
+    """Unnamed it is passed over, though it is the newest; named, stderr, JSON and the output's header say SYNTHETIC."""
+    passed = command("predict", scan, "out.nii.gz", "--device", "cpu", "--json")
+    assert passed.exit_code == 0
+    assert "run phantoms is not used, it was trained on synthetic phantoms" in passed.stderr
+    assert "to use it: --model kitsattn-workspace/runs/phantoms/fold_0/best.safetensors\n" in passed.stderr
+    assert "model: starter (comes with kitsattn)\n" in passed.stderr
+    assert json.loads(passed.stdout)["synthetic"] is False
+    Path("out.nii.gz").unlink()
 
     options = ["--model", synthetic, "--device", "cpu", "--precision", "fp32"]
     used = command("-q", "predict", scan, "out.nii.gz", *options, "--json")
     assert used.exit_code == 0
     assert used.stderr == f"warning: {SYNTHETIC_MODEL_NOTICE}\n"
     assert json.loads(used.stdout)["synthetic"] is True
+    quality = describe_quality(read_header(synthetic)[0].provenance)
+    assert quality.startswith("trained on synthetic phantoms; validation Dice")
     header = _load(Path("out.nii.gz")).header
     assert b"kitsattn" in bytes(header["descrip"])
     table, note = header.extensions
@@ -388,6 +470,10 @@ def test_a_model_of_phantoms_is_used_only_by_name(command: Command, synthetic: P
         "checkpoints": ["best.safetensors"],
         "training_data": "painted",
         "synthetic": True,
+        "model_name": "phantoms/fold_0",
+        "quality": quality,
+        "licence": "CC0-1.0",
+        "sources": [],
         "warning": SYNTHETIC_MODEL_NOTICE,
     }
 

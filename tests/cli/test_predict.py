@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from typer.testing import Result
 
+from kitsattn.notices import RESEARCH_NOTICE
 from kitsattn.volume.formats import read_labels, read_scan
 
 Command = Callable[..., Result]
@@ -154,6 +155,79 @@ def test_a_model_is_named_by_the_environment(
     assert f"model: {checkpoint}, {checkpoint}" in result.stderr
     result = command("predict", scan, "more.nii.gz", "--model", "other.safetensors")
     assert "other.safetensors" in result.stderr
+    monkeypatch.setenv("KITSATTN_MODEL", "starter")
+    result = command("predict", scan, "third.nii.gz", "--device", "cpu")
+    assert result.exit_code == 0
+    assert "model: starter (comes with kitsattn)\n" in result.stderr
+
+
+def test_the_shipped_model_is_used_where_nothing_is_named_or_trained(
+    command: Command, scan: Path, shipped_folder: Path, tmp_path: Path
+) -> None:
+    """stderr, JSON, the label map's header and the report say which model it is, how accurate, and its licence."""
+    result = command("predict", scan, "out.nii.gz", "--device", "cpu", "--json", "--report", "all.html")
+    assert result.exit_code == 0
+    quality = (
+        "Dice kidney 0.93, tumour 0.70 (ward A, 7 patients); Dice kidney 0.50 (ward B, 1 patient); CC BY-NC-SA 4.0; "
+        "research use only"
+    )
+    assert f"model: starter (comes with kitsattn)\nquality: {quality}\n" in result.stderr
+    said = json.loads(result.stdout)
+    assert said["synthetic"] is False
+    path = str(shipped_folder / "starter.safetensors")
+    dice = [
+        {"data": "ward A", "region": "kidney", "dice": 0.934, "low": 0.9, "high": 0.95, "patients": 7},
+        {"data": "ward A", "region": "tumour", "dice": 0.701, "low": 0.5, "high": 0.8, "patients": 7},
+        {"data": "ward B", "region": "kidney", "dice": 0.5, "low": None, "high": None, "patients": 1},
+    ]
+    assert said["model"] == {
+        "name": "starter",
+        "file": path,
+        "files": [path],
+        "dice": dice,
+        "licence": "CC BY-NC-SA 4.0",
+        "use": RESEARCH_NOTICE,
+    }
+    image = nib.load(tmp_path / "out.nii.gz")
+    assert isinstance(image, nib.Nifti1Image)
+    note = json.loads(image.header.extensions[1].get_content())
+    source = {
+        "name": "KiTS23",
+        "count": 9,
+        "unit": "label maps",
+        "licence": "CC BY-NC-SA 4.0",
+        "citation": "Heller",
+    }
+    assert (note["model_name"], note["quality"], note["licence"]) == ("starter", quality, "CC BY-NC-SA 4.0")
+    assert note["sources"] == [source]
+    page = (tmp_path / "all.html").read_text()
+    assert quality in page
+    assert "KiTS23 (9 label maps, CC BY-NC-SA 4.0): Heller" in page
+
+
+def test_a_run_on_real_scans_wins_over_the_shipped_model(
+    command: Command, scan: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    """It is used if it is in the workspace; --model starter takes the shipped one all the same."""
+    shutil.copytree(checkpoint.parent, tmp_path / "kitsattn-workspace" / "runs" / "mine" / "fold_0")
+    for words, name in (([], "mine/fold_0"), (["--model", "starter"], "starter")):
+        result = command("predict", scan, "out.nii.gz", "--device", "cpu", "--json", "--overwrite", *words)
+        assert result.exit_code == 0
+        assert json.loads(result.stdout)["model"]["name"] == name
+
+
+def test_a_shipped_model_and_a_file_are_averaged(command: Command, scan: Path, shipped_folder: Path) -> None:
+    """The names go with the output, a source or a score that two networks share only once."""
+    shutil.copy(shipped_folder / "starter.safetensors", "copy.safetensors")
+    words = ["--model", "starter", "--model", "copy.safetensors", "--device", "cpu", "--json"]
+    result = command("predict", scan, "out.nii.gz", *words)
+    assert result.exit_code == 0
+    assert "model: starter (comes with kitsattn), copy.safetensors\n" in result.stderr
+    assert result.stderr.count("quality: ") == 1
+    model = json.loads(result.stdout)["model"]
+    assert (model["name"], model["licence"]) == ("starter, copy.safetensors", "CC BY-NC-SA 4.0")
+    assert model["files"] == [str(shipped_folder / "starter.safetensors"), "copy.safetensors"]
+    assert len(model["dice"]) == 3
 
 
 def test_a_scan_goes_into_a_folder_under_its_name(

@@ -99,6 +99,15 @@ def test_a_path_gives_what_the_command_writes(
         assert labels.get_data_dtype() == np.uint8
 
 
+def test_the_shipped_model_is_the_default(shipped_folder: Path, path: Path) -> None:
+    """`segment(image)` does what it does with the model that is loaded by name."""
+    model = kitsattn.load_model("starter")
+    assert model.paths == (shipped_folder / "starter.safetensors",)
+    by_name = _values(kitsattn.segment(path, model, rules=None))
+    np.testing.assert_array_equal(_values(kitsattn.segment(path, rules=None)), by_name)
+    np.testing.assert_array_equal(_values(kitsattn.segment(path, "starter", rules=None)), by_name)
+
+
 @pytest.mark.parametrize("kind", ["lazy", "memory", "float", "fourth axis", "pair"])
 def test_an_image_of_nibabel_gives_one(model: Ensemble, path: Path, expected: nib.Nifti1Image, kind: str) -> None:
     """Read lazily with its slope, in memory, with another type; what the image was given since counts."""
@@ -165,7 +174,9 @@ def test_warnings_are_logged(checkpoint: Path, path: Path, caplog: pytest.LogCap
 
 
 def test_wrong_calls_are_told(model: Ensemble, path: Path) -> None:
-    """A model without a file, a device that there is not, a series of an image."""
+    """A model without a file, a model that does not exist, a device that there is not, a series of an image."""
+    with pytest.raises(KitsattnError, match="no model and no file named 'stater'"):
+        kitsattn.load_model("stater")
     with pytest.raises(KitsattnError, match="needs a checkpoint"):
         kitsattn.load_model()
     with pytest.raises(KitsattnError, match="has no abacus device"):

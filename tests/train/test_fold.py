@@ -526,7 +526,7 @@ def test_a_checkpoint_may_be_the_start(prepared: PreparedDataset, tmp_path: Path
     trained = load_checkpoint(train_fold(other)).model
     torch.testing.assert_close(trained["encoder.conv1.weight"], before["encoder.conv1.weight"], atol=1e-6, rtol=0)
     assert trained["decoder.classify.weight"].shape[0] == 4
-    with pytest.raises(KitsattnError, match=r"has the shape .* give the settings it was trained"):
+    with pytest.raises(KitsattnError, match=r"has the shape .* leave --model and --model-settings out"):
         train_fold(replace(job, config=replace(CONFIG, encoder_width=16), folder=tmp_path / "d"))
     with pytest.raises(KitsattnError, match="is a network attention-deeplab-tiny and not"):
         train_fold(replace(job, config=replace(CONFIG, attention="none"), folder=tmp_path / "e"))
