@@ -63,7 +63,7 @@ def _segment_sample(places: Workspace, device: Device, started: float, *, json: 
     """Segment the sample CT, print what was found, and return it for JSON."""
     from kitsattn.datasets.sample_ct import find_sample
     from kitsattn.predict.cases import PredictionCase, read_ahead
-    from kitsattn.predict.select import STARTER, starter_model
+    from kitsattn.predict.starter import STARTER, starter_model
 
     sample, model = find_sample(), starter_model()
     target = places.predictions / f"{_SAMPLE}.nii.gz"

@@ -16,7 +16,7 @@ from typer.testing import Result
 from kitsattn.datasets.sample_ct import CITATION, find_sample
 from kitsattn.evaluate.case import score_case
 from kitsattn.evaluate.metrics import Scoring
-from kitsattn.predict import select
+from kitsattn.predict import starter
 from kitsattn.volume.formats import read_labels
 
 Command = Callable[..., Result]
@@ -52,7 +52,7 @@ def test_the_demo_begins_with_a_real_ct(
 ) -> None:
     """Label map, picture, volumes and Dice of the sample; source and licence are stated; a second run replaces it."""
     shown: list[dict[str, Any]] = []
-    monkeypatch.setattr(select, "starter_model", lambda: checkpoint)
+    monkeypatch.setattr(starter, "starter_model", lambda: checkpoint)
     monkeypatch.setattr("kitsattn.cli.demo._paint", lambda _: None)
     monkeypatch.setattr("kitsattn.cli.demo._run", lambda *arguments, **_: shown.append(arguments[3]))
     for _ in range(2):
@@ -93,7 +93,7 @@ def test_a_starter_that_is_missing_is_one_clear_line(
     command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """It names the file and what to do."""
-    monkeypatch.setattr(select, "_WEIGHTS", tmp_path)
+    monkeypatch.setattr(starter, "_FOLDER", tmp_path)
     result = command("-q", "demo")
     assert (result.exit_code, result.stdout) == (1, "")
     name = tmp_path / "starter.safetensors"
