@@ -25,7 +25,7 @@ CERTAIN = 65535
 """Probability 1 as it is kept, in uint16."""
 
 _COARSE_MM = 10.0
-"""Distance of the slices that a search for kidneys looks at first."""
+"""Distance of the slices in a first look for kidneys."""
 _MARGIN_MM = 30.0
 """How far below and above the kidneys that a locator found slices are predicted.
 
@@ -129,10 +129,10 @@ def predict_volume(
     background. What it predicts is what it would predict otherwise; what is missed lies between two of its first slices
     and more than 20 mm from all else. If it finds less, it predicts all slices.
 
-    With a locator, other, smaller networks do that search, on a scan that is prepared by their own plan. The networks
-    then predict the slices between the lowest and the highest finding and 30 mm around them, go on around their own
-    findings as a fast prediction does, and take the other slices for background. If the locator finds less than 20 ml,
-    they predict all slices.
+    With a locator, other, smaller networks look at the slices 10 mm apart, on a scan that is prepared by their own
+    plan. The networks then predict the slices between the lowest and the highest finding and 30 mm around them, go on
+    around their own findings as a fast prediction does, and take the other slices for background. If the locator finds
+    less than 20 ml, they predict all slices.
 
     Args:
         ensemble: The networks.
@@ -163,9 +163,9 @@ def predict_volume(
         probabilities = np.zeros((ensemble.classes, *shape), np.uint16)
         probabilities[BACKGROUND] = CERTAIN
     task = _start(ensemble, scan, inference, probabilities, partial(progress, label))
-    if not (inference.fast and _search(task)):
+    if not (inference.fast and _look(task)):
         task.predict([z for z in wanted if z not in task.done])
-        _extend(task)
+    _extend(task)
     if len(task.done) < shape[0]:
         _log.info("%d of %d slices were predicted, those around the kidneys", len(task.done), shape[0])
     progress(label, shape[0], shape[0])
@@ -189,10 +189,10 @@ def _start(
 
 
 def _locate(task: _Task) -> range:
-    """Return the slices around the kidneys: all slices if the search finds no kidney."""
+    """Return the slices around the kidneys: all slices if a first look finds no kidney."""
     geometry = task.prepared.scan.geometry
     depth = geometry.shape[0]
-    found = _search(task)
+    found = _look(task)
     task.report(depth, depth)
     if not found:
         return range(depth)
@@ -200,11 +200,11 @@ def _locate(task: _Task) -> range:
     return range(max(min(found) - margin, 0), min(max(found) + margin + 1, depth))
 
 
-def _search(task: _Task) -> list[int]:
-    """Predict slices far apart, and go on around what was found there if it has the volume of a small kidney.
+def _look(task: _Task) -> list[int]:
+    """Predict slices far apart.
 
     Returns:
-        The slices in which something was found; none if that was less.
+        Those in which something was found; none if all findings together are smaller than a small kidney.
     """
     geometry = task.prepared.scan.geometry
     step = _coarse_step(task)
@@ -212,7 +212,6 @@ def _search(task: _Task) -> list[int]:
     if np.count_nonzero(task.labels) * step * geometry.voxel_ml < KIDNEY_ML:
         _log.info("a look at slices %.3g mm apart found no kidney", step * geometry.spacing_mm[0])
         return []
-    _extend(task)
     return task.found()
 
 
@@ -223,7 +222,7 @@ def _extend(task: _Task) -> None:
 
 
 def _coarse_step(task: _Task) -> int:
-    """Return how many slices apart a search looks at first."""
+    """Return how many slices apart a first look is."""
     return max(1, round(_COARSE_MM / task.prepared.scan.geometry.spacing_mm[0]))
 
 
