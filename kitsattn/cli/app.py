@@ -81,7 +81,7 @@ def kitsattn(
     """Segment kidneys and kidney tumours in CT with an attention DeepLabv3+ on 2.5D input.
 
     The usual order is preprocess, train, predict, evaluate; each works without paths on ./kitsattn-workspace.
-    New here? `kitsattn demo` runs all of it on made-up scans in about two minutes.
+    New here? `kitsattn demo` segments a real CT, then runs all of it on made-up scans in about two minutes.
     """
     configure_logging(verbose=verbose, quiet=quiet)
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from kitsattn.predict.case import Prediction
     from kitsattn.predict.cases import PredictionCase
     from kitsattn.predict.credits import Credits
+    from kitsattn.predict.infer import Ensemble
     from kitsattn.predict.postprocess import Postprocessing
 
 Result = TypeVar("Result")
@@ -112,6 +113,13 @@ def predict(
     ] = Augmentation.none,
     fast: Annotated[
         bool, typer.Option("--fast", help="Look at slices 10 mm apart first, then only around what was found.")
+    ] = False,
+    locate: Annotated[
+        bool,
+        typer.Option(
+            "--locate/--no-locate",
+            help="Let the starter network find the kidneys first; the model predicts only the slices around them.",
+        ),
     ] = False,
     post_process: Annotated[
         bool,
@@ -199,9 +207,7 @@ def predict(
         )
         for case in cases
     ]
-    if min_volume is not None and not post_process:
-        msg = "--min-volume is a rule of post-processing: leave it or --no-postprocess out"
-        raise KitsattnError(msg)
+    _check_options(min_volume, post_process=post_process, locate=locate, fast=fast)
     finished = _find_finished(cases, report, overwrite=overwrite, many=many)
     first_scan = None if many else read_ahead(cases[0])  # of many scans, each process has others
 
@@ -244,6 +250,7 @@ def predict(
                 ensemble,
                 ranks.share(left),
                 inference,
+                locator=_load_locator(ensemble) if locate else None,
                 rules=_choose_rules(min_volume) if post_process else None,
                 overwrite=overwrite,
                 first_scan=first_scan,
@@ -263,6 +270,28 @@ def predict(
         write_report(report, ensemble, {case.name: every[case.name] for case in cases})
         say(f"report: {report}")
     _tell(results, made, many=many, json=json)
+
+
+def _check_options(min_volume_ml: float | None, *, post_process: bool, locate: bool, fast: bool) -> None:
+    """Refuse options that contradict each other."""
+    if min_volume_ml is not None and not post_process:
+        msg = "--min-volume is a rule of post-processing: leave it or --no-postprocess out"
+        raise KitsattnError(msg)
+    if locate and fast:
+        msg = "--locate and --fast both choose the slices to predict: leave out one of them"
+        raise KitsattnError(msg)
+
+
+def _load_locator(ensemble: "Ensemble") -> "Ensemble | None":
+    """Load the starter to find kidneys for other networks, where they run; None if they are the starter itself."""
+    from kitsattn.checkpoint.shipped import DEFAULT, find_weights
+    from kitsattn.predict.infer import load_ensemble
+
+    path = find_weights(DEFAULT)
+    if ensemble.paths == (path,):
+        say("--locate changes nothing: the model is the starter itself; --fast does the same with one network")
+        return None
+    return load_ensemble([path], ensemble.device, ensemble.precision)
 
 
 def _choose_rules(min_volume_ml: float | None) -> "Postprocessing":

@@ -101,12 +101,15 @@ def predict_scan(
     scan: Volume,
     inference: Inference | None = None,
     *,
+    locator: Ensemble | None = None,
     progress: Progress = silent,
 ) -> tuple[Volume, NDArray[np.uint16] | None]:
     """Predict the scan of a case as `predict_volume` does, with the probabilities where they are to be written."""
     keep = case.probabilities is not None
     label = f"predict {case.name}"
-    return predict_volume(ensemble, scan, inference, keep_probabilities=keep, progress=progress, label=label)
+    return predict_volume(
+        ensemble, scan, inference, locator=locator, keep_probabilities=keep, progress=progress, label=label
+    )
 
 
 def follow_rules(

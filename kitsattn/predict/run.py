@@ -20,6 +20,7 @@ def predict_cases(
     cases: Sequence[PredictionCase],
     inference: Inference | None = None,
     *,
+    locator: Ensemble | None = None,
     rules: Postprocessing | None = DEFAULT_RULES,
     overwrite: bool = False,
     first_scan: Callable[[], Volume] | None = None,
@@ -31,6 +32,7 @@ def predict_cases(
         ensemble: The networks.
         cases: What to read and write.
         inference: How the networks are run.
+        locator: Networks that find the kidneys first, see `predict_volume`.
         rules: Of post-processing, see `write_case`.
         overwrite: Whether existing targets may be replaced.
         first_scan: What `cases.read_ahead` gave for the first case, if its scan is being read already.
@@ -44,7 +46,9 @@ def predict_cases(
         return attempt(case, lambda: read_case(case, overwrite=overwrite, scan=scan))
 
     def predict_and_write(case: PredictionCase, scan: Volume) -> Callable[[], Prediction | KitsattnError]:
-        predicted = attempt(case, lambda: predict_scan(ensemble, case, scan, inference, progress=progress))
+        predicted = attempt(
+            case, lambda: predict_scan(ensemble, case, scan, inference, locator=locator, progress=progress)
+        )
         if isinstance(predicted, KitsattnError):
             return lambda: predicted
         return lambda: attempt(

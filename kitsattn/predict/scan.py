@@ -1,8 +1,10 @@
 """Prediction of a whole scan, block by block: probabilities of all its slices are never held unless asked for."""
 
 import logging
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -23,7 +25,12 @@ CERTAIN = 65535
 """Probability 1 as it is kept, in uint16."""
 
 _COARSE_MM = 10.0
-"""How far apart the slices are that a fast prediction looks at first."""
+"""Distance of the slices in a first look for kidneys."""
+_MARGIN_MM = 30.0
+"""How far below and above the kidneys that a locator found slices are predicted.
+
+A tumour may reach beyond the kidney tissue that the locator recognises.
+"""
 _BATCH_CPU, _BATCH_GPU = 2, 16
 
 _log = logging.getLogger(__name__)
@@ -40,6 +47,7 @@ class _Task:
         labels: (z, y, x), background where nothing was predicted yet.
         probabilities: (classes, z, y, x) in units of 1 / `CERTAIN`; None where they are not kept.
         batch_size: Slabs in one forward pass, so far.
+        report: Called with the slices done and the slices in all.
         done: Slices that were predicted.
     """
 
@@ -49,9 +57,21 @@ class _Task:
     labels: NDArray[np.uint8]
     probabilities: NDArray[np.uint16] | None
     batch_size: int
+    report: Callable[[int, int], None]
     done: set[int] = field(default_factory=set)
 
     def predict(self, centres: Sequence[int]) -> None:
+        """Predict some slices, block by block."""
+        for block in _blocks(centres):
+            self._predict_block(block)
+            self.done.update(block)
+            self.report(len(self.done), len(self.labels))
+
+    def found(self) -> list[int]:
+        """Return the slices in which something was found."""
+        return [z for z in sorted(self.done) if self.labels[z].any()]
+
+    def _predict_block(self, centres: Sequence[int]) -> None:
         """Predict some slices, few enough to be held at once."""
         scan, plan = self.prepared.scan, self.ensemble.plan
         depth, spacing = scan.geometry.shape[0], scan.geometry.spacing_mm[0]
@@ -66,7 +86,6 @@ class _Task:
             y0, y1, x0, x1 = placement.box
             for number, kept in enumerate(self.probabilities):
                 kept[centres, y0:y1, x0:x1] = np.rint(restored[number] * CERTAIN)
-        self.done.update(centres)
 
     def _run(self, slices: NDArray[np.float32], centres: Sequence[int], spacing_mm: float) -> NDArray[np.float32]:
         """Run the networks; where their own choice of batch does not fit, take half of it from here on."""
@@ -98,6 +117,7 @@ def predict_volume(
     scan: Volume,
     inference: Inference | None = None,
     *,
+    locator: Ensemble | None = None,
     keep_probabilities: bool = False,
     progress: Progress = silent,
     label: str = "predict",
@@ -109,10 +129,16 @@ def predict_volume(
     background. What it predicts is what it would predict otherwise; what is missed lies between two of its first slices
     and more than 20 mm from all else. If it finds less, it predicts all slices.
 
+    With a locator, other, smaller networks look at the slices 10 mm apart, on a scan that is prepared by their own
+    plan. The networks then predict the slices between the lowest and the highest finding and 30 mm around them, go on
+    around their own findings as a fast prediction does, and take the other slices for background. If the locator finds
+    less than 20 ml, they predict all slices.
+
     Args:
         ensemble: The networks.
         scan: In HU.
-        inference: How they are run; None as `Inference` has it.
+        inference: How they are run; None for the defaults of `Inference`.
+        locator: Networks that find the kidneys first; None predicts all slices, or as `inference.fast` says.
         keep_probabilities: Whether the probabilities are returned, which takes 2 bytes for each class and voxel.
         progress: Called after each block with the slices done.
         label: What the progress is called.
@@ -121,46 +147,89 @@ def predict_volume(
         Labels on the scan's own grid, uint8; and the probabilities on it, (classes, z, y, x) in units of 1 / `CERTAIN`.
 
     Raises:
-        KitsattnError: If a batch does not fit into memory.
+        KitsattnError: If a batch does not fit into memory, or if both a locator and `inference.fast` are given.
     """
     inference = inference or Inference()
+    if locator is not None and inference.fast:
+        msg = "a fast prediction finds the kidneys with its own networks: leave out either `fast` or the locator"
+        raise KitsattnError(msg)
     shape = scan.geometry.shape
+    wanted = range(shape[0])
+    if locator is not None:
+        report = partial(progress, f"{label}: find kidneys")
+        wanted = _locate(_start(locator, scan, Inference(batch_size=inference.batch_size), None, report))
     probabilities = None
     if keep_probabilities:
         probabilities = np.zeros((ensemble.classes, *shape), np.uint16)
         probabilities[BACKGROUND] = CERTAIN
-    batch_size = inference.batch_size or (_BATCH_GPU if ensemble.device.type == "cuda" else _BATCH_CPU)
-    prepared = prepare_scan(scan, ensemble.plan.target)
-    task = _Task(ensemble, prepared, inference, np.zeros(shape, np.uint8), probabilities, batch_size)
-    progress(label, 0, shape[0])
-    for centres in _choose_slices(task):
-        task.predict(centres)
-        progress(label, len(task.done), shape[0])
+    task = _start(ensemble, scan, inference, probabilities, partial(progress, label))
+    if not (inference.fast and _look(task)):
+        task.predict([z for z in wanted if z not in task.done])
+    _extend(task)
+    if len(task.done) < shape[0]:
+        _log.info("%d of %d slices were predicted, those around the kidneys", len(task.done), shape[0])
     progress(label, shape[0], shape[0])
     return scan.with_array(task.labels), probabilities
 
 
-def _choose_slices(task: _Task) -> Iterator[list[int]]:
-    """Yield the slices to predict next, looking at what was found in the last ones where the prediction is fast."""
+def _start(
+    ensemble: Ensemble,
+    scan: Volume,
+    inference: Inference,
+    probabilities: NDArray[np.uint16] | None,
+    report: Callable[[int, int], None],
+) -> _Task:
+    """Prepare a scan for some networks; nothing is predicted yet."""
+    batch_size = inference.batch_size or (_BATCH_GPU if ensemble.device.type == "cuda" else _BATCH_CPU)
+    prepared = prepare_scan(scan, ensemble.plan.target)
+    labels = np.zeros(scan.geometry.shape, np.uint8)
+    task = _Task(ensemble, prepared, inference, labels, probabilities, batch_size, report)
+    task.report(0, len(labels))
+    return task
+
+
+def _locate(task: _Task) -> range:
+    """Return the slices around the kidneys: all slices if a first look finds no kidney."""
     geometry = task.prepared.scan.geometry
     depth = geometry.shape[0]
-    step = round(_COARSE_MM / geometry.spacing_mm[0]) if task.inference.fast else 1
-    if step > 1:
-        coarse = range(step // 2, depth, step)
-        yield from _blocks(coarse)
-        found = [z for z in coarse if task.labels[z].any()]
-        if np.count_nonzero(task.labels[found]) * step * geometry.voxel_ml >= KIDNEY_ML:
-            while wanted := _around(found, step, depth, task.done):
-                yield from _blocks(wanted)
-                found = [z for z in task.done if task.labels[z].any()]
-            _log.info("%d of %d slices were predicted, those around the kidneys", len(task.done), depth)
-            return
-        _log.info("all slices are predicted: a look at every %d found no kidney", step)
-    yield from _blocks([z for z in range(depth) if z not in task.done])
+    found = _look(task)
+    task.report(depth, depth)
+    if not found:
+        return range(depth)
+    margin = math.ceil(_MARGIN_MM / geometry.spacing_mm[0])
+    return range(max(min(found) - margin, 0), min(max(found) + margin + 1, depth))
+
+
+def _look(task: _Task) -> list[int]:
+    """Predict slices far apart.
+
+    Returns:
+        Those in which something was found; none if all findings together are smaller than a small kidney.
+    """
+    geometry = task.prepared.scan.geometry
+    step = _coarse_step(task)
+    task.predict(range(step // 2, geometry.shape[0], step))
+    if np.count_nonzero(task.labels) * step * geometry.voxel_ml < KIDNEY_ML:
+        _log.info("a look at slices %.3g mm apart found no kidney", step * geometry.spacing_mm[0])
+        return []
+    return task.found()
+
+
+def _extend(task: _Task) -> None:
+    """Predict the slices around all findings, until nothing new is found."""
+    while wanted := _around(task.found(), _coarse_step(task), len(task.labels), task.done):
+        task.predict(wanted)
+
+
+def _coarse_step(task: _Task) -> int:
+    """Return how many slices apart a first look is."""
+    return max(1, round(_COARSE_MM / task.prepared.scan.geometry.spacing_mm[0]))
 
 
 def _around(found: Sequence[int], step: int, depth: int, done: set[int]) -> list[int]:
     """Return the slices not done yet from two steps below the lowest finding to two above the highest."""
+    if not found:
+        return []
     low, high = max(min(found) - 2 * step, 0), min(max(found) + 2 * step + 1, depth)
     return [z for z in range(low, high) if z not in done]
 

@@ -54,6 +54,7 @@ def segment(
     *,
     series: str | None = None,
     inference: Inference | None = None,
+    locator: AnyPath | Ensemble | None = None,
     rules: Postprocessing | None = DEFAULT_RULES,
 ) -> "LabelImage":
     """Segment kidneys and tumours in a CT scan; research use only, not a medical device.
@@ -69,6 +70,8 @@ def segment(
             Unlike `kitsattn predict`, this function does not look for networks in a workspace.
         series: Which series of several in DICOM, by number or UID; only for a path.
         inference: How the networks are run: batch, mirror images, overlap, fast.
+        locator: A smaller model that finds the kidneys first, so that `model` predicts only the slices around them;
+            a checkpoint, or what `load_model` returns.
         rules: Of post-processing, which is done where the classes are KiTS's; None leaves it out.
 
     Returns:
@@ -87,9 +90,11 @@ def segment(
         raise KitsattnError(msg)
     scan = told(check_hu(scan), image if isinstance(image, str | PathLike) else "the image")
     ensemble = model if isinstance(model, Ensemble) else load_model(model)
+    if locator is not None and not isinstance(locator, Ensemble):
+        locator = load_ensemble([find_weights(locator)], ensemble.device, ensemble.precision)
     if ensemble.synthetic:
         _log.warning("%s", SYNTHETIC_MODEL_NOTICE)
-    labels, _ = predict_volume(ensemble, scan, inference)
+    labels, _ = predict_volume(ensemble, scan, inference, locator=locator)
     labels, _ = follow_rules(ensemble, labels, rules)
     classes = ensemble.headers[0].labels
     if isinstance(image, str | PathLike) or hasattr(image, "dataobj"):

@@ -3,11 +3,22 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
+from PIL import Image
+from typer.testing import Result
+
+from kitsattn.datasets.sample_ct import CITATION, find_sample
+from kitsattn.evaluate.case import score_case
+from kitsattn.evaluate.metrics import Scoring
+from kitsattn.volume.formats import read_labels
+
+Command = Callable[..., Result]
 
 
 def _run(*arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -32,6 +43,63 @@ def test_the_scans_alone_are_written_in_the_layout_of_kits19(tmp_path: Path) -> 
     assert _run("demo", "--data-only", "--workspace", str(tmp_path)).returncode == 0
     assert (folder / "case_00000" / "imaging.nii.gz").stat().st_mtime_ns == written
     assert [path.name for path in folder.parent.iterdir()] == ["phantom"]
+    assert not (tmp_path / "predictions").exists()
+
+
+def test_the_demo_begins_with_a_real_ct(
+    command: Command, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Label map, picture, volumes and Dice of the sample; source and licence are stated; a second run replaces it."""
+    shown: list[dict[str, Any]] = []
+    monkeypatch.setattr("kitsattn.checkpoint.shipped.verify", lambda _: checkpoint)
+    monkeypatch.setattr("kitsattn.cli.demo._paint", lambda _: None)
+    monkeypatch.setattr("kitsattn.cli.demo._run", lambda *arguments, **_: shown.append(arguments[3]))
+    for _ in range(2):
+        result = command("demo", "--device", "cpu")
+        assert result.exit_code == 0
+    (again, sample) = shown
+    assert {**again, "seconds": 0} == {**sample, "seconds": 0}
+    assert sample.keys() == {
+        "input", "output", "picture", "dice", "volumes_ml", "seconds", "licence", "citation", "model",
+    }  # fmt: skip
+    assert sample["model"] == "starter"
+    assert sample["licence"] == "CC BY 4.0"
+    assert sample["citation"] == CITATION
+    assert sample["seconds"] > 0
+    assert json.loads(json.dumps(sample)) == sample
+
+    folder = Path("kitsattn-workspace") / "predictions"
+    assert (Path(sample["output"]), Path(sample["picture"])) == (folder / "sample.nii.gz", folder / "sample.png")
+    assert Path(sample["input"]) == find_sample().scan
+    labels = read_labels(Path(sample["output"]))
+    assert labels.geometry == read_labels(find_sample().labels).geometry
+    kidney_ml = np.count_nonzero(labels.array == 1) * labels.geometry.voxel_ml
+    assert sample["volumes_ml"]["kidney"] == pytest.approx(kidney_ml)
+    expected = score_case("sample", Path(sample["output"]), find_sample().labels, Scoring()).regions
+    assert sample["dice"] == {"kidney_and_tumour": expected["kidney_and_tumour"]["dice"]}
+    with Image.open(sample["picture"]) as picture:
+        note = picture.info["Description"].replace("\n", " ")
+    for said in (note, result.stderr):
+        assert f"{CITATION}; CC BY 4.0" in said
+    for said in (note, result.stdout):
+        assert "not a medical device" in said
+    assert f"kidney {kidney_ml:.1f} ml" in result.stdout
+    assert f"kidney Dice against its reference: {sample['dice']['kidney_and_tumour']:.3f}" in result.stdout
+    assert str(folder / "sample.png") in result.stdout
+
+
+def test_a_starter_that_is_missing_is_one_clear_line(
+    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It names the file and what to do."""
+    (tmp_path / "starter.md").write_text("a card")
+    monkeypatch.setattr("kitsattn.checkpoint.shipped.FOLDER", tmp_path)
+    result = command("-q", "demo")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert str(tmp_path / "starter.safetensors") in result.stderr
+    assert "missing" in result.stderr
+    assert "install kitsattn again" in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 @pytest.mark.slow
@@ -40,6 +108,11 @@ def test_the_demo_runs_to_its_report_and_learns(tmp_path: Path) -> None:
     done = _run("demo", "--json", "--workspace", str(tmp_path))
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
+    assert "next: kitsattn predict in.nii.gz out.nii.gz" in done.stderr
+    sample = answer["sample"]
+    assert 0 <= sample["dice"]["kidney_and_tumour"] <= 1
+    assert Path(sample["output"]).is_file()
+    assert Path(sample["picture"]).is_file()
     assert len(answer["held_out"]) == 2
     assert answer["mean"]["kidney_and_tumour"]["dice"] >= 0.90
     assert answer["mean"]["tumour"]["dice"] >= 0.60

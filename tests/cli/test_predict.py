@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -16,6 +17,8 @@ from PIL import Image
 from typer.testing import Result
 
 from kitsattn.notices import RESEARCH_NOTICE
+from kitsattn.predict.infer import Ensemble
+from kitsattn.predict.scan import predict_volume
 from kitsattn.volume.formats import read_labels, read_scan
 
 Command = Callable[..., Result]
@@ -240,24 +243,59 @@ def test_a_scan_goes_into_a_folder_under_its_name(
     assert read_labels(tmp_path / "there" / "scan.nrrd").geometry == read_scan(scan).geometry
 
 
+@pytest.fixture
+def starter(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A copy of the network in place of the starter that ships with the package."""
+    path = Path(shutil.copy(checkpoint, tmp_path / "starter.safetensors"))
+    monkeypatch.setattr("kitsattn.checkpoint.shipped.verify", lambda _: path)
+    return path
+
+
 def test_ways_to_predict_give_label_maps_that_differ_little(
-    command: Command, scan: Path, options: list[str], tmp_path: Path
+    command: Command, scan: Path, options: list[str], starter: Path, tmp_path: Path
 ) -> None:
     """Mirror images change some voxels, looking first at slices 10 mm apart none: there is a kidney in most of them."""
+    assert starter.is_file()
     made = {}
     for name, words in {
         "plain": [],
         "fast": ["--fast"],
+        "located": ["--locate"],
+        "not located": ["--no-locate"],
         "flips": ["--tta", "flips"],
         "apart": ["--overlap", "0"],
     }.items():
         assert command("predict", scan, f"{name}.nii.gz", *words, *options).exit_code == 0
         made[name] = np.asarray(nib.load(tmp_path / f"{name}.nii.gz").dataobj)  # type: ignore[attr-defined]
-    np.testing.assert_array_equal(made["fast"], made["plain"])
+    for same in ("fast", "located", "not located"):
+        np.testing.assert_array_equal(made[same], made["plain"])
     kidney = made["plain"] > 0
     for other in ("flips", "apart"):
         assert 2 * (kidney & (made[other] > 0)).sum() > 0.7 * (kidney.sum() + (made[other] > 0).sum())
     assert (made["flips"] != made["plain"]).any()
+
+
+def test_the_starter_finds_the_kidneys_for_other_models_only(
+    command: Command, scan: Path, options: list[str], starter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the locator of other models; as the model itself it is not loaded twice, and that is reported."""
+    passed: list[Ensemble | None] = []
+
+    def predict(ensemble: Ensemble, *arguments: Any, locator: Ensemble | None = None, **settings: Any) -> Any:
+        passed.append(locator)
+        return predict_volume(ensemble, *arguments, locator=locator, **settings)
+
+    monkeypatch.setattr("kitsattn.predict.case.predict_volume", predict)
+    assert command("predict", scan, "a.nii.gz", *options).exit_code == 0
+    assert command("predict", scan, "b.nii.gz", "--locate", *options).exit_code == 0
+    itself = command("predict", scan, "c.nii.gz", "--locate", *options[2:], "--model", starter)
+    assert itself.exit_code == 0
+    assert "--locate changes nothing: the model is the starter itself" in itself.stderr
+    plain, located, same = passed
+    assert plain is None
+    assert same is None
+    assert located is not None
+    assert located.paths == (starter,)
 
 
 @pytest.mark.parametrize(
@@ -277,6 +315,7 @@ def test_ways_to_predict_give_label_maps_that_differ_little(
         (["scans", "out", "--probabilities", "out"], "s0.nii.gz", "name another file or folder for each output"),
         (["scan.nii.gz", "a.nii.gz", "--probabilities", "./a.nii.gz"], "a.nii.gz", "for each output"),
         (["scan.nii.gz", "a.nii.gz", "--no-postprocess", "--min-volume", "1"], "--min-volume", "leave it or"),
+        (["scan.nii.gz", "a.nii.gz", "--locate", "--fast"], "--locate", "leave out one of them"),
     ],
     ids=[
         "several",
@@ -293,6 +332,7 @@ def test_ways_to_predict_give_label_maps_that_differ_little(
         "folder twice",
         "file twice",
         "no rule",
+        "two searches",
     ],
 )
 def test_outputs_that_cannot_be_are_refused(

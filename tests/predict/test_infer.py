@@ -240,6 +240,100 @@ def test_a_fast_prediction_that_finds_no_kidney_looks_everywhere() -> None:
     assert sum(shape[0] for shape in finder.shapes) == 60 * len(cover((40, 40), (32, 32), 0.5))
 
 
+def _locator(finder: Finder) -> Ensemble:
+    """Return networks that prepare the scan by another plan than the large ones."""
+    plan = Plan(spacing_mm=(2.0, 2.0), mean_hu=50.0, std_hu=50.0, patch_size=(32, 32))
+    return replace(_ensemble(Member(finder, 1, None)), plan=plan)
+
+
+def _slices_seen(model: Recorder, slice_size: int, window: int) -> float:
+    windows = len(cover((slice_size, slice_size), (window, window), 0.5))
+    return sum(shape[0] for shape in model.shapes) / windows
+
+
+@pytest.mark.parametrize(
+    ("bright", "most"),
+    [
+        ([range(20, 36)], 12 + 13 + 12),
+        ([range(16)], 15 + 12),
+        ([range(50, 60), range(30, 35)], 12 + 30),
+        ([range(60)], 60),
+    ],
+    ids=["middle", "lowest", "two", "everywhere"],
+)
+def test_a_located_prediction_finds_what_a_full_one_does_with_fewer_slices(bright: list[range], most: int) -> None:
+    """The locator sees every 4th slice; the large networks predict all from 12 below its findings to 12 above."""
+    scan, large, small = _torso(bright), Finder(0), Finder(0)
+    located, probabilities = predict_volume(
+        _ensemble(Member(large, 1, None)), scan, locator=_locator(small), keep_probabilities=True
+    )
+    full, expected = predict_volume(_ensemble(Member(Finder(0), 1, None)), scan, keep_probabilities=True)
+    np.testing.assert_array_equal(located.array, full.array)
+    assert located.array.any()
+    assert _slices_seen(large, 40, 32) == most
+    assert _slices_seen(small, 20, 32) == 60 // 4
+    assert probabilities is not None
+    assert expected is not None
+    done = np.flatnonzero((probabilities[0] != CERTAIN).any(axis=(1, 2)))
+    assert len(done) == most
+    np.testing.assert_array_equal(probabilities[:, done], expected[:, done])
+    np.testing.assert_array_equal(probabilities.sum(axis=0, dtype=np.int64) > CERTAIN - 3, np.ones(full.array.shape))
+
+
+def test_a_locator_that_finds_no_kidney_leaves_all_slices_to_the_networks() -> None:
+    """What the networks find themselves is kept."""
+    scan, large, small = _torso([range(27, 30)]), Finder(0), Finder(0)
+    located, _ = predict_volume(_ensemble(Member(large, 1, None)), scan, locator=_locator(small))
+    assert np.flatnonzero(located.array.any(axis=(1, 2))).tolist() == [27, 28, 29]
+    assert _slices_seen(large, 40, 32) == 60
+    assert _slices_seen(small, 20, 32) == 60 // 4
+
+
+class Blind(Finder):
+    """Finds only what is above 250 HU where one standard deviation is 50 HU and the mean 50 HU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x - 3.0)
+
+
+def test_what_the_networks_find_at_the_edge_is_followed() -> None:
+    """A tumour that the locator does not see is predicted whole where it goes on beyond the 30 mm."""
+    scan = _torso([range(20, 57)])
+    scan.array[20:36][scan.array[20:36] == 200] = 300
+    large = Finder(0)
+    located, _ = predict_volume(_ensemble(Member(large, 1, None)), scan, locator=_locator(Blind(0)))
+    full, _ = predict_volume(_ensemble(Member(Finder(0), 1, None)), scan)
+    np.testing.assert_array_equal(located.array, full.array)
+    assert _slices_seen(large, 40, 32) == 60 - 10
+
+
+def test_slices_far_from_what_was_located_are_background() -> None:
+    """What the networks alone would find there is left out: the price of fewer slices."""
+    scan = _torso([range(20), range(50, 60)])
+    scan.array[:20][scan.array[:20] == 200] = 300
+    located, _ = predict_volume(_ensemble(Member(Finder(0), 1, None)), scan, locator=_locator(Blind(0)))
+    assert np.flatnonzero(located.array.any(axis=(1, 2))).tolist() == list(range(20))
+
+
+def test_a_locator_and_a_fast_prediction_exclude_each_other() -> None:
+    """Both choose the slices."""
+    ensemble = _ensemble(Member(Finder(0), 1, None))
+    with pytest.raises(KitsattnError, match="leave out either `fast` or the locator"):
+        predict_volume(ensemble, _torso([]), Inference(fast=True), locator=ensemble)
+
+
+def test_progress_of_the_search_has_a_label_of_its_own() -> None:
+    """Both labels begin at 0 and end with all slices."""
+    ensemble, seen = _ensemble(Member(Finder(0), 1, None)), []
+    predict_volume(
+        ensemble, _torso([range(20, 36)]), locator=ensemble, progress=lambda *one: seen.append(one), label="a"
+    )
+    for label in ("a: find kidneys", "a"):
+        own = [(done, total) for name, done, total in seen if name == label]
+        assert (own[0], own[-1]) == ((0, 60), (60, 60))
+        assert own == sorted(own)
+
+
 @pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"overlap": 1.0}, {"overlap": -0.1}])
 def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     """Each names itself."""

@@ -23,7 +23,7 @@ from kitsattn.errors import KitsattnError
 from kitsattn.models import build_model, model_entry
 from kitsattn.notices import SYNTHETIC_MODEL_NOTICE
 from kitsattn.predict.cases import PredictionCase
-from kitsattn.predict.infer import Ensemble
+from kitsattn.predict.infer import Ensemble, Inference
 from kitsattn.predict.run import predict_cases
 from kitsattn.volume.geometry import Geometry
 from kitsattn.volume.nifti import write_nifti
@@ -157,6 +157,15 @@ def test_the_rules_of_the_command_are_the_default(model: Ensemble, path: Path) -
     """Specks of a network that nobody trained go."""
     raw, kept = (_values(kitsattn.segment(path, model, **words)) for words in ({"rules": None}, {}))
     assert (kept > 0).sum() < (raw > 0).sum()
+
+
+def test_a_locator_is_a_file_or_a_loaded_model(model: Ensemble, checkpoint: Path, path: Path) -> None:
+    """A scan of 36 mm is predicted whole with either; a fast prediction has no use for one."""
+    plain = _values(kitsattn.segment(path, model))
+    for locator in (checkpoint, model):
+        np.testing.assert_array_equal(_values(kitsattn.segment(path, model, locator=locator)), plain)
+    with pytest.raises(KitsattnError, match="leave out either `fast` or the locator"):
+        kitsattn.segment(path, model, locator=model, inference=Inference(fast=True))
 
 
 def test_warnings_are_logged(checkpoint: Path, path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,0 +1,114 @@
+"""The training of a network on made scans, such as the starter that ships: from a data folder to one small file."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from kitsattn.checkpoint.file import Checkpoint, load_checkpoint, save_checkpoint
+from kitsattn.checkpoint.header import TrainingSource
+from kitsattn.errors import KitsattnError
+from kitsattn.labels import KITS19_LABELS
+from kitsattn.preprocess.store import PreparedDataset, StoredCase, open_dataset
+from kitsattn.synthesis import data as known
+from kitsattn.synthesis.prepare import PLAN, PreparedMaterial
+from kitsattn.train.job import JOURNAL, FoldJob
+
+STARTER = "starter"
+SHIPPED = "starter.safetensors"
+DEFAULT_MODEL = "attention-deeplab-r18-half"
+
+
+def made_dataset(material: PreparedMaterial, folder: Path, extra: PreparedDataset | None = None) -> PreparedDataset:
+    """Return what a checkpoint and the loop need to know of made scans; it has no cases of its own.
+
+    Args:
+        material: What scans are made from.
+        folder: Where the material is.
+        extra: A data set of real scans that is mixed in.
+    """
+    used = [info for info in known.SOURCES_OF_DATA if _count(material, info)]
+    citations = [info.citation for info in used]
+    licences = {info.licence for info in used}
+    name, licence = STARTER, "CC BY-NC-SA 4.0" if any("NC" in one for one in licences) else "CC BY 4.0"
+    if extra is not None:
+        name, licence = f"{STARTER}-{extra.name}", f"{licence}; {extra.name}: {extra.licence}"
+        citations.append(extra.citation)
+    return PreparedDataset(
+        folder=folder,
+        name=name,
+        synthetic=False,
+        licence=licence,
+        citation="; ".join(dict.fromkeys(citations)),
+        labels=KITS19_LABELS,
+        plan=PLAN,
+        sources={},
+    )
+
+
+def open_extra(folder: Path, plan_file: Path) -> tuple[PreparedDataset, list[StoredCase]]:
+    """Open a prepared data set of real scans that is mixed into made ones.
+
+    Args:
+        folder: The data set.
+        plan_file: Plan that it must have been prepared with.
+
+    Raises:
+        KitsattnError: If it was prepared for another grid or window, or has other labels.
+    """
+    dataset = open_dataset(folder)
+    if dataset.plan.target != PLAN.target:
+        msg = f"{folder} was prepared with another plan: run `kitsattn preprocess RAW_FOLDER --plan {plan_file}`"
+        raise KitsattnError(msg)
+    if dict(list(dataset.labels.items())[:3]) != dict(KITS19_LABELS):
+        msg = f"{folder} has the labels {', '.join(dataset.labels)}: it needs background 0, kidney 1, tumour 2"
+        raise KitsattnError(msg)
+    return dataset, [dataset.open_case(case) for case in dataset.cases]
+
+
+def describe_sources(material: PreparedMaterial) -> tuple[TrainingSource, ...]:
+    """Return the sources of a training with their counts, licences and citations."""
+    return tuple(
+        TrainingSource(
+            name=info.content.split(",")[0],
+            count=_count(material, info),
+            unit="real slices" if info in {known.CURVAS, known.KITS19_SLICES} else "label maps",
+            licence=info.licence,
+            citation=info.citation,
+        )
+        for info in known.SOURCES_OF_DATA
+        if _count(material, info)
+    )
+
+
+def _count(material: PreparedMaterial, info: known.SourceInfo) -> int:
+    found = material.data
+    if info in {known.KITS19_LABELS, known.KITS23_LABELS}:
+        return sum(path.parent.name == Path(info.path).name for path in found.label_maps)
+    if info is known.TOTALSEGMENTATOR:
+        return len(found.bodies)
+    if info is known.ATLAS:
+        return int(found.atlas is not None)
+    prefix = "CURVAS" if info is known.CURVAS else "KiTS19"
+    return sum(one.name.startswith(prefix) for one in found.slices)
+
+
+def ship(job: FoldJob, checkpoint: Path) -> Path:
+    """Write a checkpoint as it ships: matrices in fp16, vectors in fp32, hours of training in its provenance.
+
+    Returns:
+        `starter.safetensors` beside the checkpoint.
+    """
+    loaded = load_checkpoint(checkpoint)
+    seconds = _seconds(job.folder / JOURNAL)
+    provenance = replace(loaded.header.provenance, hours=round(sum(seconds) / 3600, 2))
+    header = replace(loaded.header, provenance=provenance)
+    small = {name: tensor.half() if tensor.ndim > 1 else tensor for name, tensor in loaded.model.items()}
+    target = job.folder / SHIPPED
+    save_checkpoint(target, Checkpoint(header, small, {}))
+    return target
+
+
+def _seconds(journal: Path) -> Sequence[float]:
+    lines = journal.read_text("utf-8").splitlines()
+    return [float(json.loads(line)["seconds"]) for line in lines]
