@@ -36,14 +36,16 @@ if TYPE_CHECKING:
 
     from kitsattn.evaluate.scores import Scores
     from kitsattn.models.registry import ModelConfig
-    from kitsattn.preprocess.store import PreparedDataset
+    from kitsattn.preprocess.store import PreparedDataset, StoredCase
     from kitsattn.ranks import Ranks
+    from kitsattn.synthesis.prepare import PreparedMaterial
     from kitsattn.train.folds import Split
     from kitsattn.train.job import FoldJob
     from kitsattn.train.journal import EpochRecord
     from kitsattn.train.run import FoldResult
 
 _DEFAULT_MODEL = "attention-deeplab-r50"
+_MADE_MODEL = "attention-deeplab-r18-half"
 _LEAST_BATCH = 2
 """As recipes have it."""
 
@@ -53,14 +55,27 @@ def train(
     fold: Annotated[str, typer.Option(metavar="0..4|all", help="Fold that is held out, or all in turn.")] = "0",
     dataset: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Prepared data set. (default: the only one)", show_default=False),
+        typer.Option(
+            metavar="NAME",
+            help="Prepared data set; with --recipe starter real scans to mix in. (default: the only one; with --recipe "
+            "starter none)",
+            show_default=False,
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Data that --recipe starter makes scans from. Without it, the error lists them.",
+            show_default=False,
+        ),
     ] = None,
     model: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
             help="Network, see `kitsattn models list`. (default: the network of --init with its settings, else "
-            f"{_DEFAULT_MODEL})",
+            f"{_DEFAULT_MODEL}, with --recipe starter {_MADE_MODEL})",
             show_default=False,
         ),
     ] = None,
@@ -85,7 +100,9 @@ def train(
             show_default=False,
         ),
     ] = None,
-    recipe: Annotated[str, typer.Option(metavar="NAME|FILE", help="paper, modern, demo, or a TOML file.")] = "paper",
+    recipe: Annotated[
+        str, typer.Option(metavar="NAME|FILE", help="paper, modern, starter, demo, or a TOML file.")
+    ] = "paper",
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Epochs. (default: the recipe's)", show_default=False)
     ] = None,
@@ -142,7 +159,6 @@ def train(
     from kitsattn.checkpoint.shipped import find_weights
     from kitsattn.cli.live import training_display
     from kitsattn.kernels.precision import choose_device, choose_precision
-    from kitsattn.preprocess.store import open_dataset
     from kitsattn.ranks import join_ranks
     from kitsattn.train.fit import choose_batch_size
     from kitsattn.train.job import FoldJob, default_workers
@@ -153,7 +169,6 @@ def train(
 
     events = EventWriter() if tensorboard else None
     places = Workspace.choose(workspace)
-    prepared = open_dataset(places.preprocessed_dataset(dataset))
     recipe_name, settings = find_recipe(recipe)
     settings = replace(
         settings,
@@ -161,16 +176,20 @@ def train(
         batch_size=settings.batch_size if batch_size is None or batch_size == AUTO else int(batch_size),
     )
     initial = None if init is None else find_weights(init)
-    network, config = _network(model, initial, model_settings, classes=len(prepared.labels))
-    folder = places.runs / (run_name or f"{prepared.name}-{network}-{recipe_name}")
     kind = choose_device(device.value)
     if kind.type == "cpu":
         keep_freed_memory()
     with join_ranks(kind) as ranks:
         if not ranks.leads:
             configure_logging(verbose=False, quiet=True)
-        splits = _read_splits(prepared, ranks)
-        say(f"data set: {prepared.folder} ({len(prepared.cases)} cases); run: {folder}")
+        if settings.shares is None:
+            prepared, splits, made = _open_dataset(places, dataset, data, ranks)
+        else:
+            prepared, splits, made = _make_dataset(places, dataset, data, ranks)
+        default = _DEFAULT_MODEL if made is None else _MADE_MODEL
+        network, config = _network(model or (None if initial else default), initial, model_settings, prepared)
+        folder = places.runs / (run_name or f"{prepared.name}-{network}-{recipe_name}")
+        say(f"data set: {prepared.folder} ({plural(len(prepared.cases), 'case')}); run: {folder}")
         jobs = [
             FoldJob(
                 dataset=prepared,
@@ -184,11 +203,12 @@ def train(
                 seed=seed,
                 device=ranks.device,
                 precision=choose_precision(precision.value, ranks.device),
-                workers=default_workers(ranks.device, ranks) if workers is None else workers,
+                workers=default_workers(ranks.device, ranks, made=made is not None) if workers is None else workers,
                 folder=folder / f"fold_{number}",
                 encoder_weights=encoder_weights,
                 initial_weights=initial,
                 ranks=ranks,
+                made=made,
             )
             for number in _folds(fold, len(splits))
         ]
@@ -217,12 +237,71 @@ def train(
                     results, late = [], str(error)
         if not ranks.leads:
             return
-        if late and json:
-            print_json({"run": str(folder), "finished": False})
-        elif late:
-            print_result(f"{late}: saved, the same command goes on")
+        if late:
+            _report_late(folder, late, json=json)
+        elif made is not None:
+            _report_made(jobs[0], json=json)
         else:
             _report(folder, jobs, results, workspace=workspace, json=json)
+
+
+def _open_dataset(
+    places: Workspace, name: str | None, data: Path | None, ranks: "Ranks"
+) -> "tuple[PreparedDataset, list[Split], None]":
+    """Open a prepared data set, with its folds."""
+    from kitsattn.preprocess.store import open_dataset
+
+    if data is not None:
+        msg = "--data is for recipes that make scans: add --recipe starter, or leave --data out"
+        raise KitsattnError(msg)
+    prepared = open_dataset(places.preprocessed_dataset(name))
+    return prepared, _read_splits(prepared, ranks), None
+
+
+def _make_dataset(
+    places: Workspace, extra: str | None, data: Path | None, ranks: "Ranks"
+) -> "tuple[PreparedDataset, list[Split], PreparedMaterial]":
+    """Prepare what scans are made from; the first process does it, the others find it finished."""
+    from kitsattn.cli.console import progress_bars
+    from kitsattn.synthesis.data import find_starter_data
+    from kitsattn.synthesis.prepare import plan_file, prepare_material
+    from kitsattn.train.folds import Split
+    from kitsattn.train.starter import made_dataset, open_extra
+
+    found = find_starter_data(data)
+    mixed: PreparedDataset | None = None
+    volumes: list[StoredCase] = []
+    if extra is not None:
+        mixed, volumes = open_extra(places.preprocessed_dataset(extra), plan_file(places))
+    if not ranks.leads:
+        ranks.meet()
+    with progress_bars() as progress:
+        made = prepare_material(found, places, volumes=volumes, workers=ranks.cores, progress=progress)
+    if ranks.leads:
+        ranks.meet()
+    return made_dataset(made, mixed), [Split((), ())], made
+
+
+def _report_late(folder: Path, late: str, *, json: bool) -> None:
+    if json:
+        print_json({"run": str(folder), "finished": False})
+    else:
+        print_result(f"{late}: saved, the same command goes on")
+
+
+def _report_made(job: "FoldJob", *, json: bool) -> None:
+    from kitsattn.train.job import BEST
+    from kitsattn.train.starter import SHIPPED
+
+    file, checkpoint = job.folder / SHIPPED, job.folder / BEST
+    if json:
+        print_json(
+            {"run": str(job.folder.parent), "finished": True, "weights": str(file), "checkpoint": str(checkpoint)}
+        )
+        return
+    print_result(f"weights:    {file}")
+    print_result(f"checkpoint: {checkpoint}")
+    say(f"next: {command_line('predict', 'in.nii.gz', 'out.nii.gz', '--model', file)}")
 
 
 def _report(
@@ -282,22 +361,23 @@ def _folds(fold: str, count: int) -> list[int]:
 
 
 def _network(
-    name: str | None, initial: Path | None, settings: Path | None, *, classes: int
+    name: str | None, initial: Path | None, settings: Path | None, dataset: "PreparedDataset"
 ) -> "tuple[str, ModelConfig]":
     """Return the network and its settings, with the data set's classes and the user's changes.
 
-    Without a name they are those of the initial weights, if there are any.
+    Without a name they are those of the initial weights.
     """
     from kitsattn.checkpoint.header import read_header
     from kitsattn.config import read_mapping, to_json
     from kitsattn.models import model_entry
 
-    if name is None and initial is not None:
+    classes = len(dataset.labels)
+    if name is None:
+        assert initial is not None
         header, _ = read_header(initial)
         name, base = header.model, header.config
         entry = model_entry(name)
     else:
-        name = name or _DEFAULT_MODEL
         entry = model_entry(name)
         base = to_json(entry.config)
     changes = {} if settings is None else read_mapping(settings)

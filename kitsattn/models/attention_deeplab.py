@@ -145,6 +145,21 @@ register_model(
     "attention-deeplab-r18", replace(_R50, encoder_block="basic", encoder_depths=(2, 2, 2, 2)), AttentionDeeplab
 )
 register_model(
+    "attention-deeplab-r18-half",
+    replace(
+        _R50,
+        slab_step_mm=5.0,
+        normalizer_channels=(8, 16, 32, 64),
+        encoder_block="basic",
+        encoder_depths=(2, 2, 2, 2),
+        encoder_width=32,
+        aspp_channels=128,
+        key_channels=32,
+        decoder_channels=128,
+    ),
+    AttentionDeeplab,
+)
+register_model(
     "attention-deeplab-tiny",
     AttentionDeeplabConfig(
         normalizer_channels=(8, 16, 32),

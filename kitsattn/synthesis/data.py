@@ -104,13 +104,18 @@ class StarterData:
     held_out_slices: tuple[RealSlice, ...]
 
 
-def find_starter_data(folder: Path) -> StarterData:
-    """Find the files of every source; sources that are missing are left out, but not all of them.
+def find_starter_data(folder: Path | None) -> StarterData:
+    """Find the files of every source; real slices and the atlas may be missing.
+
+    Args:
+        folder: The data folder; None raises the error that lists what belongs into one.
 
     Raises:
         KitsattnError: If the folder holds no label map of organs or no KiTS label map; the message lists what belongs
             there and where it comes from.
     """
+    if folder is None:
+        raise KitsattnError(_describe_missing("a recipe that makes scans needs --data FOLDER"))
     label_maps = [
         path
         for info in (KITS19_LABELS, KITS23_LABELS)
@@ -120,7 +125,7 @@ def find_starter_data(folder: Path) -> StarterData:
     organs = folder / TOTALSEGMENTATOR.path
     maps = [path for path in sorted(organs.glob("s*_seg.nii.gz")) if _subject(path) not in HELD_OUT_BODIES]
     if not label_maps or not maps:
-        raise _missing(folder)
+        raise KitsattnError(_describe_missing(f"{folder} holds too little to make scans from"))
     names = _read_names(organs / "labels.json")
     atlas = folder / ATLAS.path / "spl_seg.nii.gz"
     slices = [*_read_curvas(folder / CURVAS.path), *_read_kits(folder / KITS19_SLICES.path)]
@@ -134,10 +139,9 @@ def find_starter_data(folder: Path) -> StarterData:
     )
 
 
-def _missing(folder: Path) -> KitsattnError:
-    lines = [f"{info.path}: {info.content}; from {info.origin} ({info.licence})" for info in SOURCES_OF_DATA]
-    msg = f"{folder} holds too little to train the starter network from. Expected below it: " + " | ".join(lines)
-    return KitsattnError(msg)
+def _describe_missing(problem: str) -> str:
+    lines = [f"{info.path} ({info.content}; from {info.origin}; {info.licence})" for info in SOURCES_OF_DATA]
+    return f"{problem}. The first and the third are needed below it: {', '.join(lines)}"
 
 
 def _subject(path: Path) -> str:

@@ -103,10 +103,15 @@ def prepare_material(
     raw, painted = workspace.raw / PAINTED, workspace.preprocessed / PAINTED
     licence = known.KITS19_LABELS.licence
     paint_dataset(raw, found.label_maps, seed=_PAINTING_SEED, licence=licence, workers=workers, progress=progress)
-    plan_file = folder / "plan.json"
-    write_json(plan_file, to_json(PLAN))
-    preprocess_dataset(find_dataset(raw), painted, plan_file=plan_file, workers=workers, progress=progress)
+    plan = plan_file(workspace)
+    write_json(plan, to_json(PLAN))
+    preprocess_dataset(find_dataset(raw), painted, plan_file=plan, workers=workers, progress=progress)
     return PreparedMaterial(folder, painted, found, tuple(volumes))
+
+
+def plan_file(workspace: Workspace) -> Path:
+    """Return where the plan is written that real scans have to be prepared with, to be mixed in."""
+    return workspace.preprocessed / _FOLDER / "plan.json"
 
 
 def _body_name(path: Path) -> str:

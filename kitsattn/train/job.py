@@ -83,12 +83,12 @@ class FoldJob:
         return protocol_of(self.dataset.labels)
 
 
-def default_workers(device: torch.device, ranks: Ranks = ALONE) -> int:
+def default_workers(device: torch.device, ranks: Ranks = ALONE, *, made: bool = False) -> int:
     """Return how many processes should draw batches for each one that trains.
 
     For a GPU all cores but its own, at most 12. On a CPU one core draws faster than many train, and on few of them
-    training wants each: none below four cores, else one.
+    training wants each: none below four cores, else one. Made scans cost more, so that a second core draws them.
     """
     if device.type == "cpu":
-        return int(ranks.cores >= _CORES_TO_SHARE)
+        return int(ranks.cores >= (2 if made else _CORES_TO_SHARE))
     return min(_MOST_WORKERS, ranks.cores - 1)

@@ -36,6 +36,7 @@ from kitsattn.train.job import BEST, EMA, JOURNAL, LAST, PROGRESS, TENSORBOARD, 
 from kitsattn.train.losses import segmentation_loss
 from kitsattn.train.recipe import Recipe
 from kitsattn.train.schedule import Schedule, build_schedule
+from kitsattn.train.starter import describe_sources
 from kitsattn.words import name_some
 
 if TYPE_CHECKING:
@@ -278,6 +279,7 @@ def save(job: FoldJob, learner: Learner, *, epoch_ended: bool = False, improved:
             seed=job.seed,
             epoch=learner.epoch,
             scores=dict(learner.dice),
+            sources=() if job.made is None else describe_sources(job.made),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         ),
     )

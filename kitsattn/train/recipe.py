@@ -38,8 +38,8 @@ class Recipe:
         elastic_probability: How often a sample is deformed elastically as well.
         sync_batch_norm: Whether several processes normalise their samples as one batch.
         class_weights: Weight of each class in the cross-entropy; None weighs all alike.
-        shares: Of made scans, how often each of `synthesis.draw.SOURCES` is drawn: painted phantoms, bodies, real
-            slices, real volumes. None draws from prepared cases alone.
+        shares: How often each source of made scans is drawn (`synthesis.draw.SOURCES`: painted phantoms, bodies, real
+            slices, real volumes); sources without data are left out. None draws from prepared cases alone.
     """
 
     epochs: int = 1000
@@ -109,7 +109,7 @@ RECIPES: Mapping[str, Recipe] = {
     ),
     # The network that ships: made scans and real slices, docs/how-to/starter.md.
     "starter": Recipe(
-        epochs=12,
+        epochs=50,
         validation_batches=8,
         batch_size=16,
         optimizer="adamw",
@@ -121,7 +121,7 @@ RECIPES: Mapping[str, Recipe] = {
         ema_decay=0.998,
         dice_over="regions",
         class_weights=(1.0, 1.0, 1.5),
-        shares=(0.27, 0.38, 0.35, 0.0),
+        shares=(0.27, 0.38, 0.35, 0.25),
     ),
     "demo": Recipe(
         epochs=6,

@@ -24,6 +24,7 @@ from kitsattn.preprocess.intensity import check_hu
 from kitsattn.preprocess.store import PreparedDataset
 from kitsattn.train.fold import EpochEnd, ignore, train_fold
 from kitsattn.train.job import VALIDATION, FoldJob
+from kitsattn.train.starter import ship
 from kitsattn.volume.formats import read_labels, read_scan
 from kitsattn.words import plural
 
@@ -76,7 +77,8 @@ def train_run(
         epoch_end: Called after each epoch.
 
     Returns:
-        One result a fold; none in any but the first of several processes.
+        One result a fold; none in any but the first of several processes, and none of a training on made scans,
+        which leaves the file that ships instead (`train.starter`).
 
     Raises:
         KitsattnError: If a checkpoint does not fit, a scan is gone, or the disk is full.
@@ -93,6 +95,10 @@ def train_run(
             progress=progress,
             epoch_end=epoch_end,
         )
+        if job.made is not None:
+            if job.ranks.leads:
+                ship(job, checkpoint)
+            continue
         predict_held_out(job, checkpoint, progress=progress)
         job.ranks.meet()
         if job.ranks.leads:

@@ -16,15 +16,13 @@ from kitsattn.train.job import JOURNAL, FoldJob
 
 STARTER = "starter"
 SHIPPED = "starter.safetensors"
-DEFAULT_MODEL = "attention-deeplab-r18-half"
 
 
-def made_dataset(material: PreparedMaterial, folder: Path, extra: PreparedDataset | None = None) -> PreparedDataset:
+def made_dataset(material: PreparedMaterial, extra: PreparedDataset | None = None) -> PreparedDataset:
     """Return what a checkpoint and the loop need to know of made scans; it has no cases of its own.
 
     Args:
         material: What scans are made from.
-        folder: Where the material is.
         extra: A data set of real scans that is mixed in.
     """
     used = [info for info in known.SOURCES_OF_DATA if _count(material, info)]
@@ -35,7 +33,7 @@ def made_dataset(material: PreparedMaterial, folder: Path, extra: PreparedDatase
         name, licence = f"{STARTER}-{extra.name}", f"{licence}; {extra.name}: {extra.licence}"
         citations.append(extra.citation)
     return PreparedDataset(
-        folder=folder,
+        folder=material.folder,
         name=name,
         synthetic=False,
         licence=licence,
