@@ -182,12 +182,9 @@ def train(
     with join_ranks(kind) as ranks:
         if not ranks.leads:
             configure_logging(verbose=False, quiet=True)
-        if settings.shares is None:
-            prepared, splits, made = _open_dataset(places, dataset, data, ranks)
-        else:
-            prepared, splits, made = _make_dataset(places, dataset, data, ranks)
-        default = _DEFAULT_MODEL if made is None else _MADE_MODEL
-        network, config = _network(model or (None if initial else default), initial, model_settings, prepared)
+        prepare = _open_dataset if settings.shares is None else _make_dataset
+        prepared, splits, made = prepare(places, dataset, data, ranks)
+        network, config = _network(model, initial, model_settings, prepared, made)
         folder = places.runs / (run_name or f"{prepared.name}-{network}-{recipe_name}")
         say(f"data set: {prepared.folder} ({plural(len(prepared.cases), 'case')}); run: {folder}")
         jobs = [
@@ -361,23 +358,27 @@ def _folds(fold: str, count: int) -> list[int]:
 
 
 def _network(
-    name: str | None, initial: Path | None, settings: Path | None, dataset: "PreparedDataset"
+    name: str | None,
+    initial: Path | None,
+    settings: Path | None,
+    dataset: "PreparedDataset",
+    made: "PreparedMaterial | None",
 ) -> "tuple[str, ModelConfig]":
     """Return the network and its settings, with the data set's classes and the user's changes.
 
-    Without a name they are those of the initial weights.
+    Without a name they are those of the initial weights, and without these the default of the kind of training.
     """
     from kitsattn.checkpoint.header import read_header
     from kitsattn.config import read_mapping, to_json
     from kitsattn.models import model_entry
 
     classes = len(dataset.labels)
-    if name is None:
-        assert initial is not None
+    if name is None and initial is not None:
         header, _ = read_header(initial)
         name, base = header.model, header.config
         entry = model_entry(name)
     else:
+        name = name or (_DEFAULT_MODEL if made is None else _MADE_MODEL)
         entry = model_entry(name)
         base = to_json(entry.config)
     changes = {} if settings is None else read_mapping(settings)
