@@ -150,8 +150,10 @@ def _draw_outside(rng: Generator, shape: tuple[int, ...]) -> NDArray[np.bool_]:
 
 def _window(rng: Generator, hu: Slab, *, real: bool) -> Slab:
     """Cut values off, as scans that were exported for display have them."""
-    if not real and rng.random() < 0.22:
-        hu = np.maximum(hu, np.float32(rng.uniform(-200.0, 0.0)))
+    if not real and rng.random() < 0.3:
+        # Two thirds at about 0 HU, as real slices that were stored that way have it.
+        lowest = rng.normal(0.0, 8.0) if rng.random() < 2 / 3 else rng.uniform(-200.0, 0.0)
+        hu = np.maximum(hu, np.float32(lowest))
     if rng.random() < 0.15:
         hu = np.minimum(hu, np.float32(rng.uniform(180.0, 300.0)))
     return hu

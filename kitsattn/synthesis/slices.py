@@ -70,7 +70,7 @@ def draw_slice(
     shifts = (0.7 * away[:, None] * rng.standard_normal((SLICES, 2))).astype(np.float32)
     zooms = (1 + 0.012 * away * rng.standard_normal(SLICES)).astype(np.float32)
     hu = resample_each(hu, shifts, zooms)
-    restored = rng.random() < 0.7
+    restored = rng.random() < 0.8
     if restored:
         hu = _give_back(rng, hu, textures)
     return hu, labels[SLICES // 2], restored

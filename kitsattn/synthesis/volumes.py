@@ -41,8 +41,10 @@ def draw_volume(
     towards = tuple(kidneys[int(rng.integers(len(kidneys)))]) if len(kidneys) else None
     middle = ((height - 1) / 2, (width - 1) / 2)
     frame = draw_frame(rng, textures, pixel_mm=case.spacing_mm[1:], centre=middle, towards=towards)
-    # Prepared cases are clipped at -300 HU, and so is what lies around them.
-    hu = frame.linear(stack, float(stack.min(initial=0.0)))
+    # Prepared cases are clipped at -300 HU. Air gets its own value back, so that noise does not show there.
+    floor = float(stack.min(initial=0.0))
+    hu = frame.linear(stack, floor)
+    hu[hu < floor + 1.0] = _AIR_HU
     labels = frame.nearest(own, 0)
     labels[labels == CYST] = KIDNEY
     if rng.random() < 0.3:
