@@ -174,7 +174,7 @@ def draw_body(
     _fill_bowel(rng, hu, tissues, textures)
     _paint_masses(rng, hu, tissues, palette, textures)
     labels = _LABELS[tissues]
-    if rng.random() < 0.3 and labels[SLICES // 2].any():
+    if rng.random() < 0.22 and labels[SLICES // 2].any():
         paint_kidney_mass(rng, hu, labels, textures, phase=palette.phase)
     if rng.random() < 0.45:
         paint_distractors(rng, hu, labels, skin < 0, textures)
@@ -212,7 +212,7 @@ def _replace_kidneys(
     """Put kidneys of KiTS's label maps in place of the body's own, or take one or both away."""
     missing = rng.random() < 0.06
     missing_side = int(rng.integers(2))
-    exchange = rng.random() < 0.65
+    exchange = rng.random() < 0.55
     for number, (side, place) in enumerate(zip(_SIDES, body.kidney_centres, strict=True)):
         gone = missing and number == missing_side
         if gone:

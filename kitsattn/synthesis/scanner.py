@@ -34,7 +34,7 @@ def scan(rng: Generator, hu: Slab, labels: NDArray[np.uint8], textures: Textures
         hu = _put_metal(rng, hu, textures)
     hu = _reconstruct(rng, hu)
     hu = _add_noise(rng, hu, textures, real=real)
-    if rng.random() < 0.12:
+    if rng.random() < 0.18:
         outside = _draw_outside(rng, hu.shape[1:])
         hu = np.where(outside, np.float32(_AIR_HU), hu)
         labels[outside] = BACKGROUND
@@ -143,8 +143,9 @@ def _draw_outside(rng: Generator, shape: tuple[int, ...]) -> NDArray[np.bool_]:
         radius = rng.uniform(90.0, 220.0) / PIXEL_MM
         away = np.hypot(y - height / 2 - rng.normal(0, 6), x - width / 2 - rng.normal(0, 6))
         return np.asarray(away > radius)
-    top, bottom = rng.uniform(0.0, 0.25, 2) * height
-    left, right = rng.uniform(0.0, 0.25, 2) * width
+    # A third are as narrow as the kidneys are apart.
+    most = np.array([0.25, 0.32]) if rng.random() < 1 / 3 else np.array([0.2, 0.22])
+    (top, left), (bottom, right) = rng.uniform(0.2 * most, most, (2, 2)) * (height, width)
     return np.asarray((y < top) | (y > height - bottom) | (x < left) | (x > width - right))
 
 

@@ -228,6 +228,7 @@ class Palette:
 
 _PHASE_SHARES = (0.32, 0.2, 0.38, 0.1)
 _FREE_SHARE = 0.15
+_PLAIN_SPREAD = 0.45
 _FIXED = {Tissue.UNLABELLED, Tissue.AIR, Tissue.LUNG, Tissue.SUBCUTANEOUS_FAT, Tissue.VISCERAL_FAT}
 
 
@@ -243,7 +244,9 @@ def draw_palette(rng: Generator) -> Palette:
         value = plain + (values.mean_hu[phase] - plain) * enhancement
         if free and tissue not in _FIXED:
             value = rng.uniform(-20.0, 250.0)
-        mean[tissue] = value + rng.normal(0.0, values.spread_hu) if values.spread_hu else value
+        # Without contrast medium people differ less.
+        spread = values.spread_hu * (_PLAIN_SPREAD if phase == 0 and tissue not in _FIXED else 1.0)
+        mean[tissue] = value + rng.normal(0.0, spread) if spread else value
         coarse[tissue] = values.coarse_hu * rng.uniform(0.3, 1.5)
         fine[tissue] = values.fine_hu * rng.uniform(0.2, 1.4)
     # Both kidneys are perfused alike, most of the time.
