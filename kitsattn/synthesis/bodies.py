@@ -210,7 +210,7 @@ def _replace_kidneys(
     depths: NDArray[np.uint8],
 ) -> None:
     """Put kidneys of KiTS's label maps in place of the body's own, or take one or both away."""
-    missing = rng.random() < 0.06
+    missing = rng.random() < 0.06  # removed by surgery, or never there
     missing_side = int(rng.integers(2))
     exchange = rng.random() < 0.55
     for number, (side, place) in enumerate(zip(_SIDES, body.kidney_centres, strict=True)):
@@ -246,7 +246,7 @@ def _fill_body(
     blobs = textures.field(rng, rng.choice((4.0, 8.0)), count) > amount
     strands = np.abs(textures.field(rng, 4.0, count)) < rng.uniform(0.0, 0.08)
     tissues[inner & (blobs | strands)] = Tissue.SOFT_TISSUE
-    if rng.random() < 0.5:
+    if rng.random() < 0.5:  # vessels of the mesentery
         vessels = textures.field(rng, 2.0, count) > rng.uniform(2.2, 3.0)
         tissues[inner & vessels] = Tissue.VEIN
 
@@ -262,7 +262,7 @@ def _divide_kidneys(rng: Generator, tissues: NDArray[np.uint8], depths: NDArray[
     pyramids = textures.field(rng, 4.0, count)
     tissues[kidney & (depth_mm + 2.0 * pyramids > cortex_mm) & (pyramids > rng.uniform(-1.0, 0.3))] = Tissue.MEDULLA
     if rng.random() < 0.6:
-        wide = rng.random() < 0.12
+        wide = rng.random() < 0.12  # hydronephrosis
         calyx_mm = rng.uniform(5.0, 8.0) if wide else rng.uniform(9.0, 16.0)
         tissues[kidney & (depth_mm + 2.5 * textures.field(rng, 4.0, count) > calyx_mm)] = Tissue.CALYX
 
@@ -272,9 +272,9 @@ def _add_texture(
 ) -> None:
     hu += palette.coarse_hu[tissues] * textures.field(rng, 4.0 if rng.random() < 0.5 else 8.0, SLICES)
     hu += palette.fine_hu[tissues] * textures.field(rng, 2.0, SLICES)
-    if rng.random() < 0.5:
+    if rng.random() < 0.85:  # the shell of a bone is denser than its middle
         bone = np.isin(tissues, BONES)
-        hu[bone & ~erode(bone)] += np.float32(rng.uniform(50.0, 400.0))
+        hu[bone & ~erode(bone)] += np.float32(rng.uniform(80.0, 600.0))
 
 
 def _fill_bowel(rng: Generator, hu: NDArray[np.float32], tissues: NDArray[np.uint8], textures: Textures) -> None:

@@ -97,6 +97,6 @@ class Synthesis:
             hu, labels = hu[:, :, ::-1], labels[:, ::-1]
         if rng.random() < 0.1:
             hu, labels = hu[:, ::-1], labels[::-1]
-        if rng.random() < 0.5:
+        if rng.random() < 0.5:  # slabs have no direction
             hu = hu[::-1]
         return Sample(np.ascontiguousarray(hu, np.float32), np.ascontiguousarray(labels), source)

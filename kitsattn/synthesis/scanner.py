@@ -49,7 +49,7 @@ def _drift(rng: Generator, hu: Slab, *, real: bool) -> Slab:
         for _ in range(int(rng.integers(1, 4))):
             centre, width = np.float32(rng.uniform(-150.0, 250.0)), np.float32(rng.uniform(20.0, 60.0))
             hu = hu + np.float32(rng.normal(0.0, 15.0)) * np.exp(-(((hu - centre) / width) ** 2))
-    if rng.random() < 0.25:
+    if rng.random() < 0.25:  # cupping: the middle of the body is darker or brighter
         _, height, width_px = hu.shape
         y, x = np.linspace(-1, 1, height, dtype=np.float32)[:, None], np.linspace(-1, 1, width_px, dtype=np.float32)
         bowl: Slab = np.float32(rng.normal(0.0, 10.0)) * (y * y + x * x)
@@ -129,7 +129,7 @@ def _add_noise(rng: Generator, hu: Slab, textures: Textures, *, real: bool) -> S
     hu = hu + (level * (1 - share)) * smooth
     if share:
         hu += (level * share) * textures.field(rng, WHITE, count)
-    if rng.random() < 0.06:
+    if rng.random() < 0.06:  # too few photons across hips or shoulders
         lines = ndimage.gaussian_filter1d(rng.standard_normal(hu.shape, dtype=np.float32), 12.0, axis=2)
         hu = hu + np.float32(rng.uniform(20.0, 120.0)) * lines
     return hu
