@@ -246,6 +246,9 @@ def _fill_body(
     blobs = textures.field(rng, rng.choice((4.0, 8.0)), count) > amount
     strands = np.abs(textures.field(rng, 4.0, count)) < rng.uniform(0.0, 0.08)
     tissues[inner & (blobs | strands)] = Tissue.SOFT_TISSUE
+    if rng.random() < 0.6:  # muscles of the old are streaked with fat
+        streaks = textures.field(rng, 2.0, count) > rng.uniform(0.6, 2.5)
+        tissues[(tissues == Tissue.MUSCLE) & streaks] = Tissue.VISCERAL_FAT
     if rng.random() < 0.5:  # vessels of the mesentery
         vessels = textures.field(rng, 2.0, count) > rng.uniform(2.2, 3.0)
         tissues[inner & vessels] = Tissue.VEIN
@@ -274,7 +277,7 @@ def _add_texture(
     hu += palette.fine_hu[tissues] * textures.field(rng, 2.0, SLICES)
     if rng.random() < 0.85:  # the shell of a bone is denser than its middle
         bone = np.isin(tissues, BONES)
-        hu[bone & ~erode(bone)] += np.float32(rng.uniform(80.0, 600.0))
+        hu[bone & ~erode(bone, int(rng.integers(1, 3)))] += np.float32(rng.uniform(80.0, 700.0))
 
 
 def _fill_bowel(rng: Generator, hu: NDArray[np.float32], tissues: NDArray[np.uint8], textures: Textures) -> None:

@@ -90,7 +90,7 @@ ATTENUATION: Mapping[Tissue, Attenuation] = {
     Tissue.VISCERAL_FAT: _same(-100, 10, 8, 8),
     Tissue.WALL: Attenuation((50, 55, 60, 58), 10, 12, 12),
     Tissue.MUSCLE: Attenuation((52, 56, 62, 60), 10, 10, 10),
-    Tissue.SPONGY_BONE: Attenuation((165, 170, 180, 175), 55, 40, 60),
+    Tissue.SPONGY_BONE: Attenuation((140, 145, 155, 150), 55, 45, 60),
     Tissue.COMPACT_BONE: _same(320, 90, 60, 100),
     Tissue.RIGHT_KIDNEY: Attenuation((34, 190, 180, 150), 20, 5, 6),
     Tissue.LEFT_KIDNEY: Attenuation((34, 190, 180, 150), 20, 5, 6),
