@@ -17,6 +17,8 @@ What is compared:
   that both sides have patches of that size; its tiles overlap by half, as it has them unasked.
 - without the network: the steps of one case in one process with a network that costs nothing, start-up excluded. It
   finds what is brighter than 175 HU, so that post-processing and writing have more to do than on two kidneys.
+- the starter: the same command with the network that comes with the package, whose plan has pixels of 1.5 mm; on the
+  whole scan and on its lowest 151 slices.
 - the floor of the network: its operations in one slice, counted by PyTorch, over the rate at which this machine
   multiplies large matrices in the same number format.
 - largest shape: 1059 x 512 x 512, for its memory; the scan mirrored along z again and again.
@@ -28,7 +30,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,8 @@ from measure import Cost, cost_of_call, cost_of_command, machine, median_cost
 from preprocessing import LARGEST_SLICES, SPACING_MM, Peer, apart, enlarge, make_parser, paint, run
 
 MODELS = ("attention-deeplab-r50", "attention-deeplab-r18")
+STARTER = "starter"
+SHORT_SLICES = 151
 PATCH = (512, 512)
 
 _DATASET = 501
@@ -131,7 +135,19 @@ def floors() -> dict[str, dict[str, float]]:
     return found
 
 
-def predict(image: Path, target: Path, checkpoint: Path, log: Path) -> Cost:
+def cut(image: Path, target: Path, slices: int) -> None:
+    """Write the lowest slices of a scan."""
+    from kitsattn.volume.nifti import read_scan, write_nifti
+    from kitsattn.volume.volume import Volume
+
+    scan = read_scan(image)
+    lowest = scan.array[:slices]
+    _, height, width = lowest.shape
+    geometry = replace(scan.geometry, shape=(len(lowest), height, width))
+    write_nifti(target, Volume(lowest, geometry), axes="IPL")
+
+
+def predict(image: Path, target: Path, checkpoint: Path | str, log: Path) -> Cost:
     """Run the command."""
     command = [sys.executable, "-m", "kitsattn", "predict", str(image), str(target), "--overwrite", "--device", "cpu"]
     return cost_of_command([*command, "--model", str(checkpoint)], log)
@@ -186,10 +202,14 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     checkpoints = {name: scratch / f"{name}.safetensors" for name in MODELS}
     for name, path in checkpoints.items():
         apart(write_checkpoint, path, name)
-    runs: dict[str, list[Cost]] = {name: [] for name in MODELS}
+    short = scratch / "short.nii.gz"
+    apart(cut, image, short, SHORT_SLICES)
+    commands: dict[str, tuple[Path, Path | str]] = {name: (image, path) for name, path in checkpoints.items()}
+    commands |= {STARTER: (image, STARTER), f"{STARTER}, {SHORT_SLICES} slices": (short, STARTER)}
+    runs: dict[str, list[Cost]] = {name: [] for name in commands}
     for _ in range(arguments.repeats):
-        for name, path in checkpoints.items():
-            runs[name].append(predict(image, scratch / "out.nii.gz", path, scratch / "kitsattn.log"))
+        for name, (scan, named) in commands.items():
+            runs[name].append(predict(scan, scratch / "out.nii.gz", named, scratch / "kitsattn.log"))
     runs["without the network"] = apart(without_network, image, scratch / "out.nii.gz", arguments.repeats)
     found = apart(floors)
     apart(enlarge, raw, case["case"], scratch / "largest", 32 if arguments.quick else LARGEST_SLICES)
