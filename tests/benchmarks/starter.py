@@ -1,15 +1,17 @@
 """How good a starter network is on real scans that it was not trained on, and how fast.
 
-    python tests/benchmarks/starter.py --model FILE --data DATA [--json FILE] [--pictures FOLDER]
+    python tests/benchmarks/starter.py --model FILE --data DATA [--json FILE] [--pictures FOLDER] [--ship FOLDER]
 
 `DATA` holds the validation data: TotalSegmentator's s0009 (CT and label map), its example CT with labels of 30 slices,
 slices of held-out patients of CURVAS and KiTS19, and the upper slices of KiTS-00072, above the kidneys.
 Dice of slices is pooled over the slices of a patient, then averaged over patients; intervals are bootstrapped over
-patients. Whole scans are predicted as `kitsattn predict` does, post-processing included.
+patients. Whole scans are predicted as `kitsattn predict` does, post-processing included. `--ship kitsattn/weights`
+writes the network there with these scores in its header, and updates scores, sources and checksum in its card.
 """
 
 import argparse
 import json
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,7 +21,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from kitsattn.checkpoint.file import Checkpoint, load_checkpoint, save_checkpoint
+from kitsattn.checkpoint.header import TestScore
 from kitsattn.evaluate.spread import measure_spread
+from kitsattn.files import sha256
 from kitsattn.jobs import keep_freed_memory
 from kitsattn.kernels.precision import choose_precision
 from kitsattn.predict.case import DEFAULT_RULES, follow_rules
@@ -34,6 +39,7 @@ from kitsattn.volume.volume import Volume
 
 _KIDNEYS = (2, 3, 23, 24)
 """TotalSegmentator's kidneys and their cysts."""
+DICE_REGIONS = ("kidney", "kidney with tumour", "tumour")
 _LABELLED = slice(82, 112)
 """Slices of the example CT that have labels."""
 
@@ -159,6 +165,43 @@ def _draw(
     overlay_sheet(folder / f"{name}.png", scan, found, reference, title=name, note="", parts=True)
 
 
+def ship(model: Path, scores: Sequence[Score], folder: Path) -> None:
+    """Write a network with its scores to the folder of shipped weights, and update its card."""
+    checkpoint = load_checkpoint(model)
+    tests = tuple(
+        TestScore(
+            data=score.data,
+            region=score.region.removesuffix(" with tumour"),
+            dice=round(score.value, 4),
+            low=None if score.low is None else round(score.low, 4),
+            high=None if score.high is None else round(score.high, 4),
+            patients=score.patients,
+        )
+        for score in scores
+        if score.region in DICE_REGIONS
+    )
+    made = replace(checkpoint.header.provenance, tests=tests)
+    small = {name: tensor.half() if tensor.ndim > 1 else tensor for name, tensor in checkpoint.model.items()}
+    target = folder / "starter.safetensors"
+    save_checkpoint(target, Checkpoint(replace(checkpoint.header, provenance=made), small, {}))
+    sources = ["| data | used | licence | citation |", "|---|---|---|---|"]
+    sources += [f"| {one.name} | {one.count} {one.unit} | {one.licence} | {one.citation} |" for one in made.sources]
+    table = ["| data | what | value | 95 % interval | patients |", "|---|---|---|---|---|"]
+    for score in scores:
+        between = "" if score.low is None else f"{score.low:.3f} to {score.high:.3f}"
+        value = f"{score.value:.3f}" if score.region in DICE_REGIONS else f"{score.value:.1f}"
+        what = f"Dice of {score.region}" if score.region in DICE_REGIONS else score.region
+        table.append(f"| {score.data} | {what} | {value} | {between} | {score.patients} |")
+    card = folder / "starter.md"
+    text = card.read_text("utf-8")
+    for name, lines in (("sources", sources), ("scores", table)):
+        before, rest = text.split(f"<!-- {name} -->")
+        _, after = rest.split(f"<!-- end of {name} -->")
+        text = "\n".join((f"{before}<!-- {name} -->", "", *lines, "", f"<!-- end of {name} -->{after}"))
+    text = re.sub(r"^SHA-256: .*$", f"SHA-256: `{sha256(target)}`", text, flags=re.MULTILINE)
+    card.write_text(text, "utf-8")
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -166,6 +209,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--pictures", type=Path)
+    parser.add_argument("--ship", type=Path)
     parser.add_argument("--flips", action="store_true")
     parser.add_argument("--threads", type=int)
     options = parser.parse_args()
@@ -185,6 +229,8 @@ def main() -> None:
         print(f"{score.data:38} {score.region:28} {score.value:8.3f}{between}  n = {score.patients}")
     if options.json:
         options.json.write_text(json.dumps([asdict(score) for score in scores], indent=1))
+    if options.ship:
+        ship(options.model, [score for score in scores if score.region != "seconds"], options.ship)
 
 
 if __name__ == "__main__":
