@@ -165,6 +165,7 @@ def draw_body(
     palette = draw_palette(rng)
     pelvis = float(np.mean(tissues == Tissue.SPONGY_BONE)) > _PELVIC_BONE
     _fill_body(rng, tissues, skin, textures, pelvis=pelvis)
+    _fill_sinus(rng, tissues, textures)
     _divide_kidneys(rng, tissues, depths, textures)
     hu = palette.mean_hu[tissues]
     if thick:
@@ -254,6 +255,20 @@ def _fill_body(
         tissues[inner & vessels] = Tissue.VEIN
 
 
+def _fill_sinus(rng: Generator, tissues: NDArray[np.uint8], textures: Textures) -> None:
+    """Put vessels and the renal pelvis into the hollow of each kidney, beside its fat; they are not kidney."""
+    kidney = np.isin(tissues, KIDNEY_TISSUES)
+    if not kidney.any() or rng.random() < 0.25:
+        return
+    reach = int(rng.integers(5, 10))
+    hollow = erode(~erode(~kidney, reach), reach) & ~kidney
+    hollow &= (tissues == Tissue.VISCERAL_FAT) | (tissues == Tissue.SOFT_TISSUE)
+    content = textures.field(rng, float(rng.choice((2.0, 4.0))), len(tissues))
+    tissues[hollow] = Tissue.VISCERAL_FAT
+    tissues[hollow & (content > rng.uniform(-0.5, 1.0))] = Tissue.VEIN
+    tissues[hollow & (content < rng.uniform(-1.5, -0.2))] = Tissue.URETER
+
+
 def _divide_kidneys(rng: Generator, tissues: NDArray[np.uint8], depths: NDArray[np.uint8], textures: Textures) -> None:
     """Divide kidneys into cortex, pyramids of medulla, and calyces, by depth and noise."""
     kidney = np.isin(tissues, _SIDES)
@@ -264,7 +279,7 @@ def _divide_kidneys(rng: Generator, tissues: NDArray[np.uint8], depths: NDArray[
     cortex_mm = rng.uniform(4.0, 9.0)
     pyramids = textures.field(rng, 4.0, count)
     tissues[kidney & (depth_mm + 2.0 * pyramids > cortex_mm) & (pyramids > rng.uniform(-1.0, 0.3))] = Tissue.MEDULLA
-    if rng.random() < 0.6:
+    if rng.random() < 0.35:
         wide = rng.random() < 0.12  # hydronephrosis
         calyx_mm = rng.uniform(5.0, 8.0) if wide else rng.uniform(9.0, 16.0)
         tissues[kidney & (depth_mm + 2.5 * textures.field(rng, 4.0, count) > calyx_mm)] = Tissue.CALYX
