@@ -121,7 +121,7 @@ RECIPES: Mapping[str, Recipe] = {
         ema_decay=0.998,
         dice_over="regions",
         class_weights=(1.0, 1.0, 1.5),
-        shares=(0.2, 0.45, 0.35, 0.3),
+        shares=(0.17, 0.5, 0.33, 0.3),
     ),
     "demo": Recipe(
         epochs=6,
