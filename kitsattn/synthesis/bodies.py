@@ -110,7 +110,7 @@ def read_body(path: Path) -> Body:
         KitsattnError: If the file is damaged.
     """
     try:
-        with np.load(path) as stored:
+        with path.open("rb") as stream, np.load(stream) as stored:
             tissues, skin, depth = stored["tissues"], stored["skin_mm"], stored["depth"]
             spacing = stored["spacing_mm"]
     except (*READ_ERRORS, KeyError) as error:

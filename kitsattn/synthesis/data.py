@@ -196,7 +196,7 @@ def _read_npz(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     if not path.exists():
         return {}
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
             return {name: stored[name] for name in names}
     except (*READ_ERRORS, KeyError) as error:
         msg = f"{path} does not hold the arrays {', '.join(names)} ({error}): copy it again"

@@ -126,7 +126,7 @@ def read_kidneys(path: Path) -> list[KidneyCrop]:
         KitsattnError: If the file is damaged.
     """
     try:
-        with np.load(path) as stored:
+        with path.open("rb") as stream, np.load(stream) as stored:
             count = len(stored.files) // 3
             crops = []
             for number in range(count):
