@@ -16,11 +16,13 @@ from typer.testing import CliRunner, Result
 from kitsattn.checkpoint.file import load_checkpoint
 from kitsattn.checkpoint.header import read_header
 from kitsattn.cli.app import app
+from kitsattn.config import read_settings
 from kitsattn.datasets.find import find_dataset
 from kitsattn.errors import KitsattnError
 from kitsattn.labels import KITS23_LABELS
 from kitsattn.predict.infer import load_ensemble
 from kitsattn.predict.scan import predict_volume
+from kitsattn.preprocess.plan import Plan
 from kitsattn.preprocess.run import preprocess_dataset
 from kitsattn.preprocess.store import PreparedDataset, save_dataset
 from kitsattn.synthesis.data import SOURCES_OF_DATA
@@ -192,13 +194,15 @@ def test_without_real_scans_their_share_alone_draws_nothing(train: Train, starte
 
 
 def test_scans_of_another_plan_are_refused(prepared: PreparedDataset, workspace: Workspace, train: Train) -> None:
-    """With the command that prepares them again."""
+    """With the command that prepares them again, whose plan is there even if nothing else was prepared before."""
     shutil.copytree(prepared.folder, workspace.preprocessed / "other")
+    plan_file(workspace).unlink()
     with pytest.raises(KitsattnError) as refusal:
         open_extra(workspace.preprocessed / "other", plan_file(workspace))
     assert str(refusal.value).endswith(
         f"was prepared with another plan: run `kitsattn preprocess RAW_FOLDER --plan {plan_file(workspace)}`"
     )
+    assert read_settings(Plan, plan_file(workspace)) == PLAN
 
 
 def test_scans_with_other_labels_are_refused(
