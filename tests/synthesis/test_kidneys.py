@@ -100,6 +100,7 @@ def test_on_the_other_side_it_is_mirrored() -> None:
     assert offsets[0] < -3
     assert offsets[1] == pytest.approx(-offsets[0], abs=0.01)
     assert not (other == Tissue.RIGHT_KIDNEY).any()
+    np.testing.assert_allclose(np.argwhere(other > 0).mean(axis=0), (25, 60, 70), atol=0.51)
 
 
 def test_at_the_border_what_fits_is_put() -> None:
