@@ -14,7 +14,7 @@ from kitsattn.synthesis.draw import Material
 from kitsattn.synthesis.frame import erode
 from kitsattn.synthesis.masses import paint_distractors
 from kitsattn.synthesis.textures import Textures
-from kitsattn.synthesis.tissues import Tissue
+from kitsattn.synthesis.tissues import Palette, Tissue, draw_palette
 from kitsattn.volume.geometry import Geometry
 from kitsattn.volume.volume import Volume
 
@@ -126,3 +126,24 @@ def test_distractors_leave_labels_alone(opened: Material, textures: Textures, mo
     for seed in range(20):
         draw_body(np.random.default_rng(seed), opened.bodies, opened.kidneys, textures)
     assert painted > 3
+
+
+def test_medulla_lies_within_kidneys(opened: Material, textures: Textures, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawn at 3000 HU, it is seen in kidneys and nowhere else, and leaves them their cortex."""
+
+    def marked(rng: np.random.Generator) -> Palette:
+        palette = draw_palette(rng)
+        palette.mean_hu[Tissue.MEDULLA] = 3000
+        return palette
+
+    monkeypatch.setattr(bodies, "draw_palette", marked)
+    monkeypatch.setattr(bodies, "paint_distractors", lambda *_: None)
+    monkeypatch.setattr(bodies, "paint_kidney_mass", lambda *_, **__: None)
+    seen = 0
+    for seed in range(20):
+        hu, labels = draw_body(np.random.default_rng(seed), opened.bodies, opened.kidneys, textures)
+        medulla = hu[2] > 2000
+        seen += bool(medulla.any())
+        assert (labels[medulla] == KIDNEY).all()
+        assert not medulla.any() or medulla.sum() < 0.9 * (labels == KIDNEY).sum()
+    assert seen > 5
