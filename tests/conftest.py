@@ -27,9 +27,12 @@ from kitsattn.files import sha256, write_json
 from kitsattn.labels import KITS19_LABELS
 from kitsattn.preprocess.run import preprocess_dataset
 from kitsattn.preprocess.store import PreparedDataset
+from kitsattn.synthesis.data import find_starter_data
+from kitsattn.synthesis.prepare import PreparedMaterial, prepare_material
 from kitsattn.volume.geometry import Geometry
 from kitsattn.volume.nifti import write_nifti
 from kitsattn.volume.volume import Volume
+from kitsattn.workspace import Workspace
 
 # Chosen before anything imports Triton, as PyTorch does now and then: its own functions are interpreted or compiled
 # from then on. On a machine with a GPU the kernels' tests run them compiled.
@@ -124,6 +127,134 @@ def prepared(kits_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pre
     """The painted cases, prepared."""
     folder = tmp_path_factory.mktemp("preprocessed") / "painted"
     return preprocess_dataset(find_dataset(kits_folder), folder, workers=1).dataset
+
+
+def _ellipsoid(
+    shape: tuple[int, int, int],
+    spacing_mm: tuple[float, float, float],
+    centre_mm: tuple[float, float, float],
+    radii_mm: tuple[float, float, float],
+) -> np.ndarray:
+    """Return the voxels of an ellipsoid; its centre is given from the middle of the grid, z, y, x."""
+    places = [
+        (np.arange(count) - (count - 1) / 2) * step - centre
+        for count, step, centre in zip(shape, spacing_mm, centre_mm, strict=True)
+    ]
+    z, y, x = (place / radius for place, radius in zip(places, radii_mm, strict=True))
+    return (z * z)[:, None, None] + (y * y)[None, :, None] + (x * x)[None, None] <= 1
+
+
+def _kits_labels(number: int, *, cyst: bool) -> Volume:
+    """Return two kidneys of 50 x 25 x 25 mm (radii) 130 mm apart, a tumour on the left one, and maybe a cyst."""
+    shape, spacing = (27, 80, 96), (5.0, 4.0, 4.0)
+    labels = np.zeros(shape, np.uint8)
+    for x in (-65.0, 65.0):
+        labels[_ellipsoid(shape, spacing, (0.0, 20.0, x), (50.0, 25.0, 25.0))] = 1
+    labels[_ellipsoid(shape, spacing, (5.0 * number - 10.0, 0.0, 70.0), (18.0, 16.0, 16.0))] = 2
+    if cyst:
+        labels[_ellipsoid(shape, spacing, (20.0, 10.0, -80.0), (12.0, 12.0, 12.0))] = 3
+    return Volume(labels, Geometry.axial(shape, spacing))
+
+
+ORGANS: Mapping[int, str] = {
+    1: "kidney_right",
+    2: "kidney_left",
+    3: "liver",
+    4: "spleen",
+    5: "vertebrae_L2",
+    6: "aorta",
+    7: "colon",
+    8: "autochthon_left",
+}
+"""The names of `organ_labels`; the values differ from TotalSegmentator's, since the names decide."""
+
+
+def organ_labels(spacing_mm: tuple[float, float, float] = (3.0, 1.5, 1.5)) -> Volume:
+    """Return a body of 8 organs, 300 mm wide and 210 mm deep: a ring of muscle and what is in it, 120 mm high."""
+    shape = tuple(round(length / step) for length, step in zip((120, 240, 330), spacing_mm, strict=True))
+    z, y, x = shape
+    size = (z, y, x)
+    labels = np.zeros(size, np.uint8)
+    labels[_ellipsoid(size, spacing_mm, (0, 0, 0), (1e6, 105, 150))] = 8
+    labels[_ellipsoid(size, spacing_mm, (0, 0, 0), (1e6, 97, 142))] = 0
+    for value, centre, radii in (
+        (3, (15, -25, -75), (40, 50, 45)),
+        (4, (25, -5, 110), (30, 35, 22)),
+        (7, (0, -60, 40), (50, 22, 40)),
+        (5, (0, 60, 0), (1e6, 22, 25)),
+        (6, (0, 25, 12), (1e6, 10, 10)),
+        (1, (0, 40, -65), (50, 24, 22)),
+        (2, (5, 40, 65), (50, 24, 22)),
+    ):
+        labels[_ellipsoid(size, spacing_mm, centre, radii)] = value
+    return Volume(labels, Geometry.axial(size, spacing_mm))
+
+
+def _painted_slice(size: tuple[int, int], pixel_mm: float, kidney: int, tumour: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return a slice as it is stored, 0 to 255 HU, and its labels: muscle within a dark ring of fat, two kidneys."""
+    shape, spacing = (1, *size), (1.0, pixel_mm, pixel_mm)
+    image, labels = np.zeros(size, np.uint8), np.zeros(size, np.uint8)
+    for radii, hu in (((1, 70, 100), 55), ((1, 62, 92), 0), ((1, 50, 80), 60)):
+        image[_ellipsoid(shape, spacing, (0, 0, 0), radii)[0]] = hu
+    for x in (-45, 45):
+        inside = _ellipsoid(shape, spacing, (0, 15, x), (1, 22, 20))[0]
+        image[inside], labels[inside] = 180, kidney
+    if tumour:
+        inside = _ellipsoid(shape, spacing, (0, -5, 50), (1, 14, 14))[0]
+        image[inside], labels[inside] = 100, tumour
+    noise = np.random.default_rng(size[1]).integers(0, 9, size, np.uint8)
+    return np.where(image > 0, image + noise, 0).astype(np.uint8), labels
+
+
+@pytest.fixture(scope="session")
+def starter_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete data folder for `train --recipe starter`, all of it computed; some of each source is held out.
+
+    Nothing in it may be changed.
+    """
+    folder = tmp_path_factory.mktemp("data")
+    for name, number, cyst in (
+        ("kits19-labels/case_00003", 0, False),
+        ("kits19-labels/case_00158", 1, False),
+        ("kits19-labels/case_00159", 2, False),
+        ("starter/kits23-labels/case_00400", 2, True),
+    ):
+        write_nifti(folder / f"{name}.nii.gz", _kits_labels(number, cyst=cyst), axes="IPL")
+    starter = folder / "starter"
+    for name in ("s0001", "s0009", "s0328"):
+        write_nifti(starter / "totalsegmentator" / f"{name}_seg.nii.gz", organ_labels(), axes="RAS")
+    write_json(starter / "totalsegmentator" / "labels.json", {str(value): name for value, name in ORGANS.items()})
+    write_nifti(starter / "spl-atlas" / "spl_seg.nii.gz", organ_labels((4.0, 3.0, 3.0)), axes="RAS")
+    renamed = {"1": "right_kidney", "2": "left_kidney", "3": "liver", "5": "L2_vertebra", "8": "psoas_muscle"}
+    write_json(starter / "spl-atlas" / "labels.json", renamed)
+    slices = starter / "real-slices"
+    slices.mkdir()
+    drawn = [_painted_slice((256, 272), 0.8, 2, 0) for _ in range(4)]
+    np.savez_compressed(
+        slices / "curvas_108slices.npz",
+        images=np.stack([image for image, _ in drawn]),
+        labels=np.stack([labels for _, labels in drawn]),
+        patient_index=np.array([10001, 10012, 10002, 10014]),
+        slice=np.array([40, 50, 60, 70]),
+        annotator=np.ones(4, int),
+    )
+    drawn = [_painted_slice((240, 264), 0.9, 1, 2) for _ in range(3)]
+    np.savez_compressed(
+        slices / "kits19_train_slices.npz",
+        images=np.stack([image for image, _ in drawn]),
+        labels=np.stack([labels for _, labels in drawn]),
+        case=np.array([4, 158, 160]),
+        slice=np.array([20, 30, 40]),
+        spacing_zyx=np.array([[5.0, 0.9, 0.9]] * 3),
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def material(starter_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> PreparedMaterial:
+    """The material that samples are drawn from, prepared from `starter_folder`. Nothing in it may be changed."""
+    workspace = Workspace(tmp_path_factory.mktemp("material"))
+    return prepare_material(find_starter_data(starter_folder), workspace)
 
 
 @pytest.fixture(scope="session")

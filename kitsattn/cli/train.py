@@ -371,6 +371,7 @@ def _network(
     from kitsattn.checkpoint.header import read_header
     from kitsattn.config import read_mapping, to_json
     from kitsattn.models import model_entry
+    from kitsattn.synthesis.frame import SLICE_MM, SLICES
 
     classes = len(dataset.labels)
     if name is None and initial is not None:
@@ -381,9 +382,14 @@ def _network(
         name = name or (_DEFAULT_MODEL if made is None else _MADE_MODEL)
         entry = model_entry(name)
         base = to_json(entry.config)
+    if made is not None:
+        base = {**base, "slices": SLICES, "slab_step_mm": SLICE_MM}
     changes = {} if settings is None else read_mapping(settings)
     config = entry.read_config({**base, "classes": classes, **changes}, str(settings or name))
     if config.classes != classes:
         msg = f"{settings}: classes is {config.classes}, but the data set has {classes} labels: leave classes out"
+        raise KitsattnError(msg)
+    if made is not None and (config.slices, config.slab_step_mm) != (SLICES, SLICE_MM):
+        msg = f"{settings}: made scans have {SLICES} slices {SLICE_MM:g} mm apart: leave slices and slab_step_mm out"
         raise KitsattnError(msg)
     return name, config

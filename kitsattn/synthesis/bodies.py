@@ -22,6 +22,7 @@ from kitsattn.synthesis.kidneys import KidneyCrop
 from kitsattn.synthesis.masses import draw_cyst_hu, draw_solid, paint_distractors, paint_kidney_mass
 from kitsattn.synthesis.textures import Textures
 from kitsattn.synthesis.tissues import BONES, BOWEL, KIDNEY_TISSUES, Palette, Tissue, draw_palette, tissue_table
+from kitsattn.volume.archive import READ_ERRORS
 from kitsattn.volume.geometry import Triple
 from kitsattn.volume.volume import Volume
 
@@ -109,10 +110,10 @@ def read_body(path: Path) -> Body:
         KitsattnError: If the file is damaged.
     """
     try:
-        with np.load(path) as stored:
+        with path.open("rb") as stream, np.load(stream) as stored:
             tissues, skin, depth = stored["tissues"], stored["skin_mm"], stored["depth"]
             spacing = stored["spacing_mm"]
-    except (OSError, ValueError, KeyError) as error:
+    except (*READ_ERRORS, KeyError) as error:
         msg = f"{path} is damaged ({error}): delete it, and the training prepares it again"
         raise KitsattnError(msg) from error
     centres: list[tuple[int, int, int] | None] = []

@@ -10,6 +10,7 @@ import numpy as np
 from kitsattn.errors import KitsattnError
 from kitsattn.labels import KIDNEY
 from kitsattn.synthesis.slices import RealSlice
+from kitsattn.volume.archive import READ_ERRORS
 
 HELD_OUT_BODIES = frozenset({"s0009", "s0328"})
 HELD_OUT_CURVAS = frozenset({10012, 10013, 10014})
@@ -195,8 +196,8 @@ def _read_npz(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     if not path.exists():
         return {}
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
             return {name: stored[name] for name in names}
-    except (OSError, ValueError, KeyError) as error:
+    except (*READ_ERRORS, KeyError) as error:
         msg = f"{path} does not hold the arrays {', '.join(names)} ({error}): copy it again"
         raise KitsattnError(msg) from error

@@ -13,6 +13,7 @@ from kitsattn.errors import KitsattnError
 from kitsattn.files import atomic_path
 from kitsattn.labels import CYST, KIDNEY, TUMOUR
 from kitsattn.synthesis.tissues import Tissue
+from kitsattn.volume.archive import READ_ERRORS
 from kitsattn.volume.geometry import Triple
 from kitsattn.volume.volume import Volume
 
@@ -125,13 +126,13 @@ def read_kidneys(path: Path) -> list[KidneyCrop]:
         KitsattnError: If the file is damaged.
     """
     try:
-        with np.load(path) as stored:
+        with path.open("rb") as stream, np.load(stream) as stored:
             count = len(stored.files) // 3
             crops = []
             for number in range(count):
                 z, y, x, left = stored[f"place_{number}"].tolist()
                 crops.append(KidneyCrop(stored[f"labels_{number}"], stored[f"depth_{number}"], (z, y, x), bool(left)))
-    except (OSError, ValueError, KeyError) as error:
+    except (*READ_ERRORS, KeyError) as error:
         msg = f"{path} is damaged ({error}): delete it, and the training prepares it again"
         raise KitsattnError(msg) from error
     return crops

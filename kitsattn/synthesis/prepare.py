@@ -1,7 +1,7 @@
 """Prepares once what the starter network's samples are drawn from, and opens it for the processes that draw."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +33,7 @@ PLAN = Plan(spacing_mm=(PIXEL_MM, PIXEL_MM), mean_hu=50.0, std_hu=150.0, patch_s
 
 PAINTED = "starter-painted"
 _FOLDER = "starter"
+_BODIES = "bodies"
 _PAINTING_SEED = 1000
 _ATLAS_SCALE = 1.5
 """The atlas's organs have their usual volumes if its voxels are 1.5 times as long as its header says."""
@@ -59,7 +60,7 @@ class PreparedMaterial:
         painted = open_dataset(self.painted)
         return Material(
             painted=[painted.open_case(case) for case in painted.cases],
-            bodies=[read_body(path) for path in sorted((self.folder / "bodies").glob("*.npz"))],
+            bodies=[read_body(self.folder / _BODIES / _body_name(path)) for path, _ in _organ_maps(self.data)],
             kidneys=read_kidneys(self.folder / "kidneys.npz"),
             slices=self.data.slices,
             volumes=self.volumes,
@@ -88,9 +89,8 @@ def prepare_material(
         KitsattnError: If a body cannot be prepared, or no label map can be painted around.
     """
     folder = workspace.preprocessed / _FOLDER
-    bodies = folder / "bodies"
-    maps = [*found.bodies, *([found.atlas] if found.atlas else [])]
-    work = [(path, names) for path, names in maps if not (bodies / _body_name(path)).exists()]
+    bodies = folder / _BODIES
+    work = [(path, names) for path, names in _organ_maps(found) if not (bodies / _body_name(path)).exists()]
     for result in try_cases(
         functools.partial(_prepare_body, bodies), work, workers=workers, label="prepare bodies", progress=progress
     ):
@@ -114,11 +114,16 @@ def plan_file(workspace: Workspace) -> Path:
     return workspace.preprocessed / _FOLDER / "plan.json"
 
 
+def _organ_maps(found: StarterData) -> list[tuple[Path, Mapping[int, str]]]:
+    """Return the label maps that bodies are made from; a body of an earlier call that is not among them is not used."""
+    return [*found.bodies, *([found.atlas] if found.atlas else [])]
+
+
 def _body_name(path: Path) -> str:
     return path.name.removesuffix(".nii.gz").removesuffix("_seg") + ".npz"
 
 
-def _prepare_body(folder: Path, work: tuple[Path, dict[int, str]]) -> None:
+def _prepare_body(folder: Path, work: tuple[Path, Mapping[int, str]]) -> None:
     path, names = work
     labels = read_labels(path)
     if path.parent.name == Path(known.ATLAS.path).name:

@@ -205,10 +205,9 @@ def _load(job: FoldJob, learner: Learner) -> Iterator[SlabBatch]:
             SlabBatches([job.dataset.open_case(case) for case in job.split.held_out], replace(settings, augment=False)),
         ]
     else:
-        streams = [
-            MadeBatches(job.made, recipe.shares, plan, settings),
-            HeldOutSlices(job.made.data.held_out_slices, plan, settings),
-        ]
+        made, held_out = MadeBatches(job.made, recipe.shares, plan, settings), job.made.data.held_out_slices
+        # Without real slices, made scans validate: keys of validation batches differ, and so do their samples.
+        streams = [made, HeldOutSlices(held_out, plan, settings) if held_out else made]
     keys: list[BatchKey] = []
     for number in range(learner.epoch, recipe.epochs):
         first = learner.batch if number == learner.epoch else 0

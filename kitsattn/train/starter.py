@@ -7,7 +7,9 @@ from pathlib import Path
 
 from kitsattn.checkpoint.file import Checkpoint, load_checkpoint, save_checkpoint
 from kitsattn.checkpoint.header import TrainingSource
+from kitsattn.config import to_json
 from kitsattn.errors import KitsattnError
+from kitsattn.files import write_json
 from kitsattn.labels import KITS19_LABELS
 from kitsattn.preprocess.store import PreparedDataset, StoredCase, open_dataset
 from kitsattn.synthesis import data as known
@@ -49,13 +51,14 @@ def open_extra(folder: Path, plan_file: Path) -> tuple[PreparedDataset, list[Sto
 
     Args:
         folder: The data set.
-        plan_file: Plan that it must have been prepared with.
+        plan_file: Plan that it must have been prepared with; written if the data set has another one.
 
     Raises:
         KitsattnError: If it was prepared for another grid or window, or has other labels.
     """
     dataset = open_dataset(folder)
     if dataset.plan.target != PLAN.target:
+        write_json(plan_file, to_json(PLAN))
         msg = f"{folder} was prepared with another plan: run `kitsattn preprocess RAW_FOLDER --plan {plan_file}`"
         raise KitsattnError(msg)
     if dict(list(dataset.labels.items())[:3]) != dict(KITS19_LABELS):

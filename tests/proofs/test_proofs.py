@@ -11,6 +11,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from kitsattn.synthesis.prepare import PreparedMaterial
+
 FOLDER = Path(__file__).parent
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs signals, limits and forks of POSIX")
@@ -205,3 +207,44 @@ def test_a_folder_that_may_not_be_written_is_refused_before_any_work(killing: Mo
         assert line.endswith("locked is no folder that you may write to; name another output")
         assert code == "exit code 1"
     assert files == ["scan0.nii.gz"]
+
+
+@pytest.fixture(scope="module")
+def sources(load_script: Callable[[Path], ModuleType]) -> ModuleType:
+    """The script `starter_sources.py` as a module."""
+    return load_script(FOLDER / "starter_sources.py")
+
+
+def test_sources_of_made_scans_are_measured(sources: ModuleType, material: PreparedMaterial) -> None:
+    """Ten draws of each: the table has every statistic of every region, finite and different from draw to draw."""
+    table = sources.draw_table(material.open(), 10, seed=1, size=(96, 128))
+    assert table.labels == ("painted", "bodies", "slices")
+    assert table.values.shape == (30, len(table.names))
+    assert np.isfinite(table.values).all()
+    assert len(np.unique(table.values, axis=0)) > 25  # a body that fills the small frame leaves nothing to measure
+    assert {name.partition(":")[0] for name in table.names} == set(sources.REGIONS)
+    again = sources.draw_table(material.open(), 10, seed=1, size=(96, 128))
+    np.testing.assert_array_equal(table.values, again.values)
+
+
+def test_a_frame_that_gives_its_source_away_is_seen(sources: ModuleType) -> None:
+    """Sources that differ by 40 HU in the corners are told apart by that statistic, equal ones are not."""
+    rng = np.random.default_rng(0)
+    y, x = np.indices((96, 128))
+    body = np.hypot((y - 48) / 24, (x - 64) / 36) <= 1
+    corner = np.hypot(np.minimum(y, 95 - y), np.minimum(x, 127 - x)) < 30
+    rows = []
+    for number in range(80):
+        image = np.where(body, 50.0, -200.0) + rng.normal(0, 5, (5, 96, 128))
+        image += 40.0 * corner * (number % 2)
+        rows.append(sources.measure_frame(image.astype(np.float32)))
+    names = tuple(rows[0])
+    values = np.array([[row[name] for name in names] for row in rows])
+    table = sources.Table(names, values, np.arange(80) % 2, ("one", "other"))
+    assert min(sources.tell_apart(table).values()) > 0.9
+    best, *_, worst = sources.rank_statistics(table)
+    assert best[0] > 0.95
+    assert best[1].startswith("corners: ")
+    assert worst[0] < 0.75
+    shuffled = sources.Table(names, values, rng.permutation(table.sources), table.labels)
+    assert max(sources.tell_apart(shuffled).values()) < 0.75

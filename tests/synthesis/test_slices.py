@@ -1,0 +1,70 @@
+"""Slabs of single real slices."""
+
+import numpy as np
+import pytest
+
+from kitsattn.labels import KIDNEY, TUMOUR
+from kitsattn.synthesis.draw import Material
+from kitsattn.synthesis.frame import erode
+from kitsattn.synthesis.slices import RealSlice, draw_slice, plain_slab
+from kitsattn.synthesis.textures import Textures
+
+
+def make_disk(pixel_mm: float, stored_mm: float | None, radius_mm: float = 30.0) -> RealSlice:
+    """Return a slice with a disk of 100 HU, labelled kidney, off the middle."""
+    y, x = (np.indices((300, 360)) * pixel_mm).astype(float)
+    disk = np.hypot(y - 100, x - 150) <= radius_mm
+    return RealSlice("disk", (100 * disk).astype(np.uint8), disk.astype(np.uint8), stored_mm, tumours_labelled=True)
+
+
+@pytest.mark.parametrize(("pixel_mm", "stored_mm"), [(0.6, 0.6), (0.9, 0.9), (0.8, None)])
+def test_a_plain_slab_keeps_lengths(pixel_mm: float, stored_mm: float | None) -> None:
+    """A disk with a radius of 30 mm has its area in pixels of 1.5 mm, in the middle; unknown pixels are 0.8."""
+    image, labels = plain_slab(make_disk(pixel_mm, stored_mm), (224, 288))
+    assert image.shape == (5, 224, 288)
+    assert labels.shape == (224, 288)
+    area_mm2 = float(labels.sum()) * 1.5**2
+    assert area_mm2 == pytest.approx(np.pi * 30**2, rel=0.02)
+    assert np.argwhere(labels).mean(axis=0) == pytest.approx([111.5, 143.5], abs=0.5)
+    np.testing.assert_array_equal(image, np.repeat(image[2:3], 5, 0))
+    assert image[2][erode((labels > 0)[None])[0]].min() == pytest.approx(100, abs=1e-3)
+    assert image[2][~(labels > 0)].max() < 100
+    assert image.sum() / 5 / 100 == pytest.approx(labels.sum(), rel=0.02)
+
+
+def test_labels_agree_with_the_picture(opened: Material, textures: Textures) -> None:
+    """The middle of what is labelled is neither fat nor air, whether dark values were given back or not."""
+    kidneys, given_back = 0, 0
+    for seed in range(60):
+        hu, labels, restored = draw_slice(np.random.default_rng(seed), opened.slices, textures)
+        assert hu.shape == (5, 224, 288)
+        assert hu.dtype == np.float32
+        assert labels.shape == (224, 288)
+        assert labels.dtype == np.uint8
+        assert set(np.unique(labels).tolist()) <= {0, KIDNEY, TUMOUR}
+        inside = erode((labels == KIDNEY)[None], 3)[0]
+        kidneys += inside.any()
+        if inside.any():
+            assert (hu[2][inside] > -30).mean() > 0.9
+        given_back += restored
+        assert (hu.min() < -900) == restored
+    assert kidneys > 40
+    assert 40 <= given_back <= 56
+
+
+def test_tumours_are_painted_more_often_where_none_is_labelled(opened: Material, textures: Textures) -> None:
+    """Slices of CURVAS get a mass in 45 % of the draws, and only then have tumours."""
+    curvas = [one for one in opened.slices if not one.tumours_labelled]
+    tumours = sum((draw_slice(np.random.default_rng(seed), curvas, textures)[1] == TUMOUR).any() for seed in range(100))
+    assert 10 < tumours < 45
+
+
+def test_neighbours_differ_from_the_centre(opened: Material, textures: Textures) -> None:
+    """The centre slice stays where its labels are; the others are moved, the outer ones further."""
+    away = np.zeros(5)
+    for seed in range(40):
+        hu, _, _ = draw_slice(np.random.default_rng(seed), opened.slices, textures)
+        away += np.abs(np.clip(hu, 0, 255) - np.clip(hu[2], 0, 255)).mean(axis=(1, 2))
+    assert away[2] == 0
+    assert 0 < away[1] < away[0]
+    assert 0 < away[3] < away[4]
