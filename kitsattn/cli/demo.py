@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from kitsattn.cli.console import command_line, log_file, print_json, print_result, progress_bars, say
+from kitsattn.cli.console import command_line, log_file, print_json, print_result, progress_bars, say, warn
 from kitsattn.cli.options import Device, DeviceOption, JsonOption, WorkspaceOption
+from kitsattn.errors import KitsattnError
 from kitsattn.jobs import available_cores, keep_freed_memory
 from kitsattn.notices import RESEARCH_NOTICE
 from kitsattn.workspace import Workspace
@@ -59,13 +60,17 @@ def demo(
         _run(places, raw, device, sample, json=json)
 
 
-def _segment_sample(places: Workspace, device: Device, started: float, *, json: bool) -> dict[str, Any]:
-    """Segment the sample CT, print what was found, and return it for JSON."""
+def _segment_sample(places: Workspace, device: Device, started: float, *, json: bool) -> dict[str, Any] | None:
+    """Segment the sample CT, print what was found, and return it for JSON; None if the starter cannot be used."""
     from kitsattn.checkpoint.shipped import DEFAULT, find_weights
     from kitsattn.datasets.sample_ct import find_sample
     from kitsattn.predict.cases import PredictionCase, read_ahead
 
-    sample, model = find_sample(), find_weights(DEFAULT)
+    try:
+        sample, model = find_sample(), find_weights(DEFAULT)
+    except KitsattnError as error:
+        warn(f"the sample CT is not segmented: {error}")
+        return None
     target = places.predictions / f"{_SAMPLE}.nii.gz"
     case = PredictionCase(
         name=_SAMPLE, source=sample.scan, target=target, preview=places.predictions / f"{_SAMPLE}.png"
@@ -118,7 +123,7 @@ def _paint(folder: Path) -> None:
     say(f"synthetic scans: {folder}")
 
 
-def _run(places: Workspace, raw: Path, device: Device, sample: dict[str, Any], *, json: bool) -> None:
+def _run(places: Workspace, raw: Path, device: Device, sample: dict[str, Any] | None, *, json: bool) -> None:
     from kitsattn.cli.live import training_display
     from kitsattn.datasets.find import find_dataset
     from kitsattn.kernels.precision import choose_device, choose_precision

@@ -61,8 +61,8 @@ def draw_frame(
 ) -> Frame:
     """Draw where a sample is cut.
 
-    The body is scaled by about 12 %, stretched by 6 %, turned by about 7 degrees (5 % by any angle), and most are
-    deformed by up to 10 mm.
+    The body is scaled by about 12 %, stretched by 8 %, turned by about 7 degrees (5 % by any angle), and most are
+    deformed by up to 14 mm.
 
     Args:
         rng: Source of randomness.
@@ -74,12 +74,12 @@ def draw_frame(
     height, width = textures.size
     scale = PIXEL_MM * np.exp(rng.normal(0.0, 0.12))
     angle = rng.uniform(-math.pi, math.pi) if rng.random() < 0.05 else rng.normal(0.0, 0.12)
-    stretch = np.exp(rng.normal(0.0, 0.06, 2))
+    stretch = np.exp(rng.normal(0.0, 0.08, 2))
     rows = np.arange(height, dtype=np.float32)[:, None] - np.float32((height - 1) / 2)
     columns = np.arange(width, dtype=np.float32)[None] - np.float32((width - 1) / 2)
     if rng.random() < 0.7:
         smooth = float(rng.choice((16.0, 30.0)))
-        amplitude = np.float32(rng.uniform(0.0, 0.25 * smooth))
+        amplitude = np.float32(rng.uniform(0.0, 0.3 * smooth))
         rows = rows + amplitude * textures.field(rng, smooth, 1)[0]
         columns = columns + amplitude * textures.field(rng, smooth, 1)[0]
     middle = np.array(centre)

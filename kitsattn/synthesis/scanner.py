@@ -44,11 +44,11 @@ def scan(rng: Generator, hu: Slab, labels: NDArray[np.uint8], textures: Textures
 def _drift(rng: Generator, hu: Slab, *, real: bool) -> Slab:
     """Scale and shift HU; in made scans also move whole ranges of values against each other."""
     factor = np.float32(rng.uniform(0.88, 1.15))
-    hu = (np.where(hu > 0, hu * factor, hu) + np.float32(rng.normal(0.0, 8.0))).astype(np.float32)
-    if not real and rng.random() < 0.7:
+    hu = (np.where(hu > 0, hu * factor, hu) + np.float32(rng.normal(0.0, 5.0))).astype(np.float32)
+    if not real and rng.random() < 0.5:
         for _ in range(int(rng.integers(1, 4))):
             centre, width = np.float32(rng.uniform(-150.0, 250.0)), np.float32(rng.uniform(20.0, 60.0))
-            hu = hu + np.float32(rng.normal(0.0, 15.0)) * np.exp(-(((hu - centre) / width) ** 2))
+            hu = hu + np.float32(rng.normal(0.0, 7.0)) * np.exp(-(((hu - centre) / width) ** 2))
     if rng.random() < 0.25:  # cupping: the middle of the body is darker or brighter
         _, height, width_px = hu.shape
         y, x = np.linspace(-1, 1, height, dtype=np.float32)[:, None], np.linspace(-1, 1, width_px, dtype=np.float32)

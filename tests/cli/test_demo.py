@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from typer.testing import Result
 
+from kitsattn.checkpoint.shipped import weights_path
 from kitsattn.datasets.sample_ct import CITATION, find_sample
 from kitsattn.evaluate.case import score_case
 from kitsattn.evaluate.metrics import Scoring
@@ -88,14 +89,17 @@ def test_the_demo_begins_with_a_real_ct(
     assert str(folder / "sample.png") in result.stdout
 
 
-def test_a_starter_that_is_missing_is_one_clear_line(
+def test_without_the_starter_the_demo_goes_on_with_phantoms(
     command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """It names the file and what to do."""
+    """One line names the missing file and what to do; there is no sample in the JSON."""
+    shown: list[object] = []
+    monkeypatch.setattr("kitsattn.cli.demo._paint", lambda _: None)
+    monkeypatch.setattr("kitsattn.cli.demo._run", lambda *arguments, **_: shown.append(arguments[3]))
     (tmp_path / "starter.md").write_text("a card")
     monkeypatch.setattr("kitsattn.checkpoint.shipped.FOLDER", tmp_path)
     result = command("-q", "demo")
-    assert (result.exit_code, result.stdout) == (1, "")
+    assert (result.exit_code, result.stdout, shown) == (0, "", [None])
     assert str(tmp_path / "starter.safetensors") in result.stderr
     assert "missing" in result.stderr
     assert "install kitsattn again" in result.stderr
@@ -109,10 +113,11 @@ def test_the_demo_runs_to_its_report_and_learns(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     assert "next: kitsattn predict in.nii.gz out.nii.gz" in done.stderr
-    sample = answer["sample"]
-    assert 0 <= sample["dice"]["kidney_and_tumour"] <= 1
-    assert Path(sample["output"]).is_file()
-    assert Path(sample["picture"]).is_file()
+    if weights_path("starter").exists():
+        sample = answer["sample"]
+        assert sample["dice"]["kidney_and_tumour"] >= 0.90
+        assert Path(sample["output"]).is_file()
+        assert Path(sample["picture"]).is_file()
     assert len(answer["held_out"]) == 2
     assert answer["mean"]["kidney_and_tumour"]["dice"] >= 0.90
     assert answer["mean"]["tumour"]["dice"] >= 0.60
