@@ -37,6 +37,12 @@ SHEET, FIGURE = (6, 4), (4, 3)
 """Columns and rows of a sheet, and of the picture in the documentation."""
 PHANTOMS, PHANTOM_SHAPE, PHANTOM_SPACING_MM = 6, (44, 256, 256), (5.0, 1.5, 1.5)
 SEED = 4
+TITLES = {
+    "painted": "synthetic, around label maps of patients",
+    "bodies": "synthetic, from label maps of patients",
+    "slices": "real slices, changed",
+    "volumes": "real scans, changed",
+}
 
 
 def show(ax: Axes, sample: Sample) -> None:
@@ -49,8 +55,8 @@ def show(ax: Axes, sample: Sample) -> None:
     ax.set_axis_off()
 
 
-def draw_sheet(samples: Sequence[Sample], columns: int) -> Image.Image:
-    """Return a picture of samples, row by row, and which contour is what."""
+def draw_sheet(samples: Sequence[Sample], columns: int, title: str) -> Image.Image:
+    """Return a picture of samples, row by row, with a title and which contour is what."""
     rows = -(-len(samples) // columns)
     height, width = samples[0].labels.shape
     figure = Figure(figsize=(2.6 * columns, 2.6 * rows * height / width + 0.3), facecolor=PAPER)
@@ -61,7 +67,7 @@ def draw_sheet(samples: Sequence[Sample], columns: int) -> Image.Image:
     top = 1 - 0.15 / figure.get_figheight()
     for place, (name, colour) in zip((0.45, 0.55), list(LABEL_COLOURS.items())[:2], strict=True):
         figure.text(place, top, name, color=colour, ha="center", va="center", fontsize=11)
-    figure.text(0.01, top, "synthetic", color=TEXT, ha="left", va="center", fontsize=11)
+    figure.text(0.01, top, title, color=TEXT, ha="left", va="center", fontsize=11)
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=110, facecolor=PAPER)
     return Image.open(drawn).convert("RGB")
@@ -81,7 +87,7 @@ def write_sheets(data: Path, folder: Path, workspace: Workspace) -> None:
     for source in SOURCES:
         if getattr(material, source):
             path = folder / f"{source}.png"
-            draw_sheet(draw_samples(material, source, SHEET[0] * SHEET[1]), SHEET[0]).save(path)
+            draw_sheet(draw_samples(material, source, SHEET[0] * SHEET[1]), SHEET[0], TITLES[source]).save(path)
             print(path)
 
 
@@ -92,7 +98,7 @@ def draw_phantoms(folder: Path) -> Image.Image:
     write_json(plan, to_json(PLAN))
     dataset = preprocess_dataset(find_dataset(raw), folder / "prepared", plan_file=plan, workers=1).dataset
     material = Material(painted=[dataset.open_case(case) for case in dataset.cases])
-    return draw_sheet(draw_samples(material, "painted", FIGURE[0] * FIGURE[1]), FIGURE[0])
+    return draw_sheet(draw_samples(material, "painted", FIGURE[0] * FIGURE[1]), FIGURE[0], "synthetic phantoms")
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ def make_slab() -> tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.bool
 def test_a_mass_grows_out_of_a_kidney(textures: Textures, tumour_share: float, label: int) -> None:
     """A tumour gets its label, a cyst the kidney's; 19 of 20 touch a kidney, none is a radius away or in the air."""
     gaps = []
-    for seed in range(60):
+    for seed in range(36):
         hu, labels, body = make_slab()
         kidney = labels == KIDNEY
         painted = hu.copy()
@@ -43,7 +43,7 @@ def test_a_mass_grows_out_of_a_kidney(textures: Textures, tumour_share: float, l
             continue
         away_mm = ndimage.distance_transform_edt(~kidney, sampling=SPACING_MM)
         gaps.append(float(away_mm[changed].min()))
-    assert len(gaps) > 30
+    assert len(gaps) > 18
     assert sum(gap <= 1.5 for gap in gaps) >= 0.95 * len(gaps)
     assert max(gaps) < 40
 
@@ -62,7 +62,7 @@ def test_without_a_kidney_nothing_grows(textures: Textures) -> None:
 def test_distractors_never_cover_what_is_labelled(textures: Textures) -> None:
     """They change the background within the body, and nothing else: no label, no kidney, no air."""
     near = far = 0
-    for seed in range(60):
+    for seed in range(36):
         hu, labels, body = make_slab()
         before = hu.copy(), labels.copy()
         paint_distractors(np.random.default_rng(seed), hu, labels, body, textures)
@@ -73,8 +73,8 @@ def test_distractors_never_cover_what_is_labelled(textures: Textures) -> None:
         if changed.any():
             away_mm = ndimage.distance_transform_edt(labels == 0, sampling=SPACING_MM)[changed].min()
             near, far = near + (away_mm <= 1.5), far + (away_mm > 1.5)
-    assert near >= 10
-    assert far >= 5
+    assert near >= 6
+    assert far >= 3
 
 
 def test_values_follow_the_kind(textures: Textures) -> None:

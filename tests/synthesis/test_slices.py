@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from kitsattn.labels import KIDNEY, TUMOUR
+from kitsattn.synthesis import slices
 from kitsattn.synthesis.draw import Material
 from kitsattn.synthesis.frame import erode
 from kitsattn.synthesis.slices import RealSlice, draw_slice, plain_slab
@@ -68,3 +70,20 @@ def test_neighbours_differ_from_the_centre(opened: Material, textures: Textures)
     assert away[2] == 0
     assert 0 < away[1] < away[0]
     assert 0 < away[3] < away[4]
+
+
+def test_the_centre_is_not_moved(opened: Material, textures: Textures, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pixels stay where its labels are."""
+    moved = []
+
+    def watched(
+        planes: NDArray[np.float32], shifts: NDArray[np.float32], zooms: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        moved.append((*shifts[2], zooms[2], float(np.abs(shifts[[0, 4]]).min())))
+        return planes
+
+    monkeypatch.setattr(slices, "resample_each", watched)
+    for seed in range(5):
+        draw_slice(np.random.default_rng(seed), opened.slices, textures)
+    assert {one[:3] for one in moved} == {(0.0, 0.0, 1.0)}
+    assert min(one[3] for one in moved) > 0
