@@ -20,7 +20,7 @@ FOLDER = Path(kitsattn.weights.__file__).parent
 
 _CHECKSUM = re.compile(r"^SHA-256: `([0-9a-f]{64})`$", re.MULTILINE)
 """The line of a card that holds the checksum of the weights file."""
-_REPAIR = "install kitsattn again, or name another model"
+_REPAIR = "install kitsattn again, or name another model (a file that `kitsattn train` wrote)"
 
 
 def weights_path(name: str) -> Path:

@@ -81,18 +81,20 @@ class Synthesis:
 
     def draw(self, rng: Generator) -> Sample:
         """Draw one sample; equal generators give equal samples."""
+        cut_at_zero = False
         source = SOURCES[int(rng.choice(len(SOURCES), p=self._shares))]
         if source == "bodies":
             hu, labels = draw_body(rng, self.material.bodies, self.material.kidneys, self.textures)
             real = False
         elif source == "slices":
-            hu, labels, _ = draw_slice(rng, self.material.slices, self.textures)
+            hu, labels, restored = draw_slice(rng, self.material.slices, self.textures)
             real = True
+            cut_at_zero = not restored
         else:
             real = source == "volumes"
             cases = self.material.volumes if real else self.material.painted
             hu, labels, _ = draw_volume(rng, cases, self.textures)
-        hu = scan(rng, hu, labels, self.textures, real=real)
+        hu = scan(rng, hu, labels, self.textures, real=real, cut_at_zero=cut_at_zero)
         if rng.random() < 0.5:
             hu, labels = hu[:, :, ::-1], labels[:, ::-1]
         if rng.random() < 0.1:

@@ -14,10 +14,19 @@ from kitsattn.synthesis.frame import PIXEL_MM, blur
 from kitsattn.synthesis.textures import WHITE, Textures
 
 _AIR_HU = -1000.0
+_STORED_ZERO_HU = 0.5
 Slab = NDArray[np.float32]
 
 
-def scan(rng: Generator, hu: Slab, labels: NDArray[np.uint8], textures: Textures, *, real: bool) -> Slab:
+def scan(
+    rng: Generator,
+    hu: Slab,
+    labels: NDArray[np.uint8],
+    textures: Textures,
+    *,
+    real: bool,
+    cut_at_zero: bool = False,
+) -> Slab:
     """Return a slab as a scanner would show it.
 
     Args:
@@ -26,7 +35,10 @@ def scan(rng: Generator, hu: Slab, labels: NDArray[np.uint8], textures: Textures
         labels: Of the centre slice, (height, width); set to background, in place, where the field of view ends.
         textures: Noise.
         real: Whether the slab is of a patient, whose scanner has left its noise and sharpness already.
+        cut_at_zero: Whether the slab was stored without values below 0 HU. They are cut off again, at a level near 0,
+            so that noise does not show where such a scan has none.
     """
+    floor = hu <= _STORED_ZERO_HU if cut_at_zero else None
     hu = _drift(rng, hu, real=real)
     if not real:
         hu = _surround(rng, hu)
@@ -38,7 +50,10 @@ def scan(rng: Generator, hu: Slab, labels: NDArray[np.uint8], textures: Textures
         outside = _draw_outside(rng, hu.shape[1:])
         hu = np.where(outside, np.float32(_AIR_HU), hu)
         labels[outside] = BACKGROUND
-    return _window(rng, hu, real=real)
+    if floor is None:
+        return _window(rng, hu, real=real)
+    level = np.float32(rng.normal(0.0, 5.0))
+    return np.where(floor, level, np.maximum(hu, level))
 
 
 def _drift(rng: Generator, hu: Slab, *, real: bool) -> Slab:

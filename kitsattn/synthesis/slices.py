@@ -18,6 +18,8 @@ from kitsattn.synthesis.masses import paint_distractors, paint_kidney_mass
 from kitsattn.synthesis.textures import Textures
 
 _DARK_HU = 5.0
+_LEAST_PART = 50
+"""A part of the body has at least a fiftieth of the pixels of the largest one."""
 _USUAL_PIXEL_MM = 0.8
 
 
@@ -97,10 +99,7 @@ def plain_slab(one: RealSlice, size: tuple[int, int]) -> tuple[NDArray[np.float3
 def _give_back(rng: Generator, hu: NDArray[np.float32], textures: Textures) -> NDArray[np.float32]:
     """Put fat where the body is dark, out to some mm beyond its muscles, and air around it."""
     soft = blur(hu, 0.7)
-    parts, _ = ndimage.label(soft[SLICES // 2] > _DARK_HU)
-    sizes = np.bincount(parts.ravel())
-    sizes[0] = 0
-    core = parts == sizes.argmax()
+    core = _body_core(soft[SLICES // 2] > _DARK_HU)
     away_px = ndimage.distance_transform_edt(~core).astype(np.float32)
     skin_px = rng.uniform(1.0, 26.0) + 1.5 * textures.field(rng, 16.0, 1)[0]
     outside = (away_px > skin_px).astype(np.float32)
@@ -111,3 +110,25 @@ def _give_back(rng: Generator, hu: NDArray[np.float32], textures: Textures) -> N
     air = blur(outside[None], 0.7) * dark
     result: NDArray[np.float32] = filled + air * (np.float32(-1000.0) - filled)
     return result
+
+
+def _body_core(bright: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return the muscles and organs of a slice without the table, what they enclose included.
+
+    The largest part decides: other parts of some size belong to the body if their middle is no lower than its lower
+    end, so that the wall of the abdomen counts where fat parts it from the rest, and the table does not.
+    """
+    parts, count = ndimage.label(bright)
+    if not count:
+        return bright
+    sizes = np.bincount(parts.ravel())[1:]
+    largest = int(sizes.argmax())
+    boxes = ndimage.find_objects(parts)
+    lowest = boxes[largest][0].stop
+    chosen = [
+        number
+        for number, box in enumerate(boxes, 1)
+        if sizes[number - 1] * _LEAST_PART >= sizes[largest] and (box[0].start + box[0].stop) / 2 <= lowest
+    ]
+    core: NDArray[np.bool_] = ndimage.binary_fill_holes(np.isin(parts, chosen))
+    return core
