@@ -20,7 +20,9 @@ FOLDER = Path(kitsattn.weights.__file__).parent
 
 _CHECKSUM = re.compile(r"^SHA-256: `([0-9a-f]{64})`$", re.MULTILINE)
 """The line of a card that holds the checksum of the weights file."""
-_REPAIR = "install kitsattn again, or name another model (a file that `kitsattn train` wrote)"
+NO_WEIGHTS = 64 * "0"
+"""Checksum in the card of a model whose weights are not part of this version."""
+_REPAIR = "install kitsattn again, or name another model"
 
 
 def weights_path(name: str) -> Path:
@@ -50,9 +52,15 @@ def verify(name: str) -> Path:
     """Compare the weights file of a shipped model with the checksum in its card; return the file.
 
     Raises:
-        KitsattnError: If the file or its card is missing or damaged.
+        KitsattnError: If this version has no weights of this name, or the file or its card is missing or damaged.
     """
     path, checksum = weights_path(name), _CHECKSUM.search(read_card(name))
+    if checksum is not None and checksum[1] == NO_WEIGHTS:
+        msg = (
+            f"this version of kitsattn comes without the weights of {name!r}: train a network with `kitsattn train`, "
+            "or name one with --model FILE"
+        )
+        raise KitsattnError(msg)
     if not path.is_file():
         msg = f"the weights of the shipped model {name!r} are missing ({path}): {_REPAIR}"
         raise KitsattnError(msg)

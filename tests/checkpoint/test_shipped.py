@@ -105,6 +105,16 @@ def test_a_damaged_installation_is_one_clear_line(
     assert "\n" not in told
 
 
+def test_a_version_without_weights_says_so(shipped_folder: Path) -> None:
+    """Its card has a checksum of zeros; the error names what to do instead."""
+    (shipped_folder / "starter.safetensors").unlink()
+    (shipped_folder / "starter.md").write_text(f"# starter\n\nSHA-256: `{shipped.NO_WEIGHTS}`\n")
+    with pytest.raises(KitsattnError) as caught:
+        shipped.find_weights("starter")
+    assert "this version of kitsattn comes without the weights of 'starter'" in str(caught.value)
+    assert "--model FILE" in str(caught.value)
+
+
 def test_names_hold_no_folders(shipped_folder: Path) -> None:
     """A shipped model has its name, a network of a run its run and fold, another file its file name."""
     assert shipped.model_name(shipped_folder / "starter.safetensors") == "starter"
