@@ -43,13 +43,21 @@ def test_help_loads_no_heavy_library() -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="processor time of child processes is not counted on Windows")
 def test_help_is_quick() -> None:
-    """`python -m kitsattn --help` answers within 0.3 s of processor time, so that a busy machine fails no test."""
-    _run("-m", "kitsattn", "--help")  # the first run compiles the bytecode
+    """`python -m kitsattn --help` takes at most 3.5 times the processor time of importing what draws it.
+
+    A ratio, because seconds differ between machines: it is 2 to 2.6, and 4.3 if NumPy is imported.
+    """
+    assert _run("-m", "kitsattn", "--help").returncode == 0  # the first run compiles the bytecode
+    helps = min(_processor_s("-m", "kitsattn", "--help") for _ in range(3))
+    imports = min(_processor_s("-c", "import typer, rich.console") for _ in range(3))
+    assert helps <= 3.5 * imports
+
+
+def _processor_s(*arguments: str) -> float:
     before = os.times()
-    run = _run("-m", "kitsattn", "--help")
+    _run(*arguments)
     after = os.times()
-    assert run.returncode == 0
-    assert after.children_user + after.children_system - before.children_user - before.children_system < 0.3
+    return after.children_user + after.children_system - before.children_user - before.children_system
 
 
 def test_version_is_stated_once() -> None:

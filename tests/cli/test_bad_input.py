@@ -475,7 +475,7 @@ def test_a_workspace_that_cannot_be_written_is_named(refused: Refused, kits_fold
     ("words", "names", "mend"),
     [
         (["--model", "resnet"], "'resnet'", "choose one of attention-deeplab-r50"),
-        (["--recipe", "stew"], "'stew'", "choose one of paper, modern, demo, or name a TOML file"),
+        (["--recipe", "stew"], "'stew'", "choose one of paper, modern, starter, demo, or name a TOML file"),
         (["--fold", "5"], "'5'", "choose 0 to 4, or all"),
         (["--fold", "first"], "'first'", "choose 0 to 4, or all"),
         (

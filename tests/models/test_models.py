@@ -27,7 +27,7 @@ def test_every_network_survives_its_settings_and_maps_slabs_to_logits(name: str)
 
 def test_the_paper_names_are_registered() -> None:
     """Names survive: checkpoints store them."""
-    assert model_names() == [f"attention-deeplab-{size}" for size in ("r50", "r101", "r34", "r18", "tiny")]
+    assert model_names() == [f"attention-deeplab-{size}" for size in ("r50", "r101", "r34", "r18", "r18-half", "tiny")]
     assert model_entry("attention-deeplab-r50").config == AttentionDeeplabConfig()
 
 

@@ -75,7 +75,7 @@ def _journal(folder: Path) -> list[dict[str, object]]:
 
 def test_a_fold_learns_and_leaves_checkpoints_and_a_journal(prepared: PreparedDataset, tmp_path: Path) -> None:
     """The loss falls, every epoch has a line, `best` names its provenance and `last` can be resumed."""
-    job = _job(prepared, tmp_path, recipe=replace(RECIPE, epochs=4, batches_per_epoch=30))
+    job = _job(prepared, tmp_path, recipe=replace(RECIPE, epochs=4, batches_per_epoch=60))
     best = train_fold(job)
     lines = _journal(job.folder)
     assert [line["epoch"] for line in lines] == [1, 2, 3, 4]

@@ -94,7 +94,7 @@ def test_a_recipe_is_found_by_name_or_file(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text("epochs = 3\npatch_size = [64, 96]\n")
     assert find_recipe(str(tmp_path / "mine.toml")) == ("mine", Recipe(epochs=3, patch_size=(64, 96)))
     assert find_recipe("paper") == ("paper", Recipe())
-    with pytest.raises(KitsattnError, match="choose one of paper, modern, demo"):
+    with pytest.raises(KitsattnError, match="choose one of paper, modern, starter, demo"):
         find_recipe("papr")
 
 
