@@ -179,6 +179,7 @@ def _run(places: Workspace, raw: Path, device: Device, sample: dict[str, Any] | 
     print_result(f"pictures:   {', '.join(pictures)}")
     print_result(f"checkpoint: {result.checkpoint}")
     scan = prepared.sources[splits[0].held_out[0]].image
-    say("next: kitsattn predict in.nii.gz out.nii.gz (segments your own scan)")
+    if sample is not None:
+        say("next: kitsattn predict in.nii.gz out.nii.gz (segments your own scan)")
     say(f"with the network trained here: {command_line('predict', scan, 'out.nii.gz', '--model', result.checkpoint)}")
     say("with your own data: kitsattn preprocess KITS_FOLDER, then kitsattn train --fold 0")

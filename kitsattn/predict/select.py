@@ -7,6 +7,7 @@ from pathlib import Path
 
 from kitsattn.checkpoint.header import read_header
 from kitsattn.checkpoint.shipped import DEFAULT, find_weights
+from kitsattn.errors import KitsattnError
 from kitsattn.workspace import Workspace
 
 MODEL_VARIABLE = "KITSATTN_MODEL"
@@ -49,4 +50,14 @@ def choose_models(named: Sequence[str], workspace: Workspace) -> Choice:
     for paths in runs:
         if not any(read_header(path)[0].provenance.synthetic for path in paths):
             return Choice(tuple(paths))
-    return Choice((find_weights(DEFAULT),), runs[0][0] if runs else None)
+    passed_over = runs[0][0] if runs else None
+    try:
+        return Choice((find_weights(DEFAULT),), passed_over)
+    except KitsattnError as error:
+        if passed_over is None:
+            raise
+        msg = (
+            f"run {passed_over.parents[1].name} is not used, it was trained on synthetic phantoms "
+            f"(--model {passed_over} uses it), and {error}"
+        )
+        raise KitsattnError(msg) from error

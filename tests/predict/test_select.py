@@ -64,3 +64,20 @@ def test_named_networks_win(workspace: Workspace, shipped_folder: Path, monkeypa
     monkeypatch.setenv(MODEL_VARIABLE, "stater")
     with pytest.raises(KitsattnError, match="did you mean 'starter'"):
         choose_models((), workspace)
+
+
+def test_without_the_shipped_weights_the_run_that_is_passed_over_is_named(
+    workspace: Workspace, shipped_folder: Path
+) -> None:
+    """One error says why the run on phantoms is not used, how to use it, and what is missing."""
+    phantoms = _train(workspace, "phantoms", synthetic=True, age_s=10)
+    (shipped_folder / "starter.safetensors").unlink()
+    with pytest.raises(KitsattnError) as caught:
+        choose_models((), workspace)
+    told = str(caught.value)
+    for part in (
+        "run phantoms is not used",
+        f"--model {phantoms}",
+        "weights of the shipped model 'starter' are missing",
+    ):
+        assert part in told
