@@ -45,14 +45,16 @@ class _Work:
         return self.name
 
 
-def thin_labels(labels: Volume) -> Volume:
-    """Return a label map with 256 x 256 pixels and slices at least 5 mm apart, cut 80 mm around the kidneys.
+def thin_labels(labels: Volume, *, margin_mm: float = _MARGIN_MM, most_slices: int = _MOST_SLICES) -> Volume:
+    """Return a label map with 256 x 256 pixels and slices at least 5 mm apart, cut around the kidneys.
 
     Args:
         labels: uint8, (z, y, x), with at least one labelled voxel.
+        margin_mm: How far it reaches below and above them.
+        most_slices: The margin is narrower where there would be more slices.
 
     Returns:
-        The nearest voxels, uint8; at most 90 slices.
+        The nearest voxels, uint8; all labelled ones are inside.
     """
     depth, height, width = labels.array.shape
     z_mm, y_mm, x_mm = labels.geometry.spacing_mm
@@ -60,7 +62,7 @@ def thin_labels(labels: Volume) -> Volume:
     inside = np.flatnonzero(labels.array.any(axis=(1, 2)))
     lowest_mm, height_mm = inside[0] * z_mm, (inside[-1] - inside[0]) * z_mm
     count = int(height_mm // slice_mm) + 1
-    margin = min(round(_MARGIN_MM / slice_mm), max(0, _MOST_SLICES - count) // 2)
+    margin = min(round(margin_mm / slice_mm), max(0, most_slices - count) // 2)
     wanted = np.rint((lowest_mm + slice_mm * np.arange(-margin, count + margin)) / z_mm).astype(int)
     planes = wanted[(wanted >= 0) & (wanted < depth)]
     rows, columns = (((np.arange(_PIXELS) + 0.5) * size / _PIXELS).astype(int) for size in (height, width))

@@ -53,14 +53,11 @@ from kitsattn.evaluate.metrics import Scoring
 from kitsattn.evaluate.run import evaluate_cases
 from kitsattn.phantom.paint import write_painted
 from kitsattn.preprocess.plan import read_plan
+from kitsattn.synthesis.painted import thin_labels
 from kitsattn.train.folds import SPLITS_FILE
 from kitsattn.train.recipe import Recipe, find_recipe
-from kitsattn.volume.geometry import Geometry
 from kitsattn.volume.nifti import read_labels, write_nifti
-from kitsattn.volume.volume import Volume
 
-PIXELS = 256
-SLICE_MM = 5.0
 MARGIN_MM = 20.0
 MOST_SLICES = 60
 TRAINING_CASES, HELD_OUT_CASES = 15, 5
@@ -116,30 +113,6 @@ class Cohort:
         return {"dice": {key: values["dice"] for key, values in scores.mean.items()}, "cases": cases}
 
 
-def thin(labels: Volume) -> Volume:
-    """Return a label map of 256 x 256 pixels and thick slices around the kidneys, nearest voxels.
-
-    Args:
-        labels: (z, y, x) with a kidney in it.
-
-    Returns:
-        The map, all of whose kidneys it holds.
-    """
-    depth, height, width = labels.array.shape
-    z_mm, y_mm, x_mm = labels.geometry.spacing_mm
-    slice_mm = max(SLICE_MM, z_mm)
-    inside = np.flatnonzero(labels.array.any(axis=(1, 2)))
-    lowest_mm, height_mm = inside[0] * z_mm, (inside[-1] - inside[0]) * z_mm
-    count = int(height_mm // slice_mm) + 1
-    margin = min(round(MARGIN_MM / slice_mm), max(0, MOST_SLICES - count) // 2)
-    wanted = np.rint((lowest_mm + slice_mm * np.arange(-margin, count + margin)) / z_mm).astype(int)
-    planes = wanted[(wanted >= 0) & (wanted < depth)]
-    rows, columns = (((np.arange(PIXELS) + 0.5) * size / PIXELS).astype(int) for size in (height, width))
-    array = labels.array[np.ix_(planes, rows, columns)]
-    spacing_mm = (slice_mm, y_mm * height / PIXELS, x_mm * width / PIXELS)
-    return Volume(array, Geometry.axial((len(array), PIXELS, PIXELS), spacing_mm))
-
-
 def make_cohort(label_files: Sequence[Path], folder: Path, *, seed: int, train: int, held_out: int) -> Cohort:
     """Draw, thin and paint the cases of a seed, or find those of an earlier run."""
     note = folder / "cohort.json"
@@ -150,7 +123,7 @@ def make_cohort(label_files: Sequence[Path], folder: Path, *, seed: int, train: 
     chosen: list[Path] = []
     slices = 0
     for index in np.random.default_rng(seed).permutation(len(label_files)):
-        labels = thin(read_labels(label_files[index]))
+        labels = thin_labels(read_labels(label_files[index]), margin_mm=MARGIN_MM, most_slices=MOST_SLICES)
         if not np.any(labels.array == _TUMOUR):
             print(f"{label_files[index].name} has no tumour left and is passed over")
             continue
