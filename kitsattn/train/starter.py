@@ -1,12 +1,14 @@
 """The training of a network on made scans, such as the starter that ships: from a data folder to one small file."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from torch import Tensor
+
 from kitsattn.checkpoint.file import Checkpoint, load_checkpoint, save_checkpoint
-from kitsattn.checkpoint.header import TrainingSource
+from kitsattn.checkpoint.header import Header, TrainingSource
 from kitsattn.config import to_json
 from kitsattn.errors import KitsattnError
 from kitsattn.files import write_json
@@ -104,10 +106,15 @@ def ship(job: FoldJob, checkpoint: Path) -> Path:
     seconds = _seconds(job.folder / JOURNAL)
     provenance = replace(loaded.header.provenance, hours=round(sum(seconds) / 3600, 2))
     header = replace(loaded.header, provenance=provenance)
-    small = {name: tensor.half() if tensor.ndim > 1 else tensor for name, tensor in loaded.model.items()}
     target = job.folder / SHIPPED
-    save_checkpoint(target, Checkpoint(header, small, {}))
+    save_small(target, header, loaded.model)
     return target
+
+
+def save_small(path: Path, header: Header, model: Mapping[str, Tensor]) -> None:
+    """Write a network without the state of its training, matrices in fp16, vectors in fp32."""
+    small = {name: tensor.half() if tensor.ndim > 1 else tensor for name, tensor in model.items()}
+    save_checkpoint(path, Checkpoint(header, small, {}))
 
 
 def _seconds(journal: Path) -> Sequence[float]:

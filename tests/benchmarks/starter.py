@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kitsattn.checkpoint.file import Checkpoint, load_checkpoint, save_checkpoint
+from kitsattn.checkpoint.file import load_checkpoint
 from kitsattn.checkpoint.header import TestScore
 from kitsattn.evaluate.spread import measure_spread
 from kitsattn.files import sha256
@@ -33,6 +33,7 @@ from kitsattn.predict.scan import predict_volume
 from kitsattn.preprocess.intensity import check_hu
 from kitsattn.synthesis.data import find_starter_data
 from kitsattn.synthesis.slices import RealSlice
+from kitsattn.train.starter import save_small
 from kitsattn.volume.formats import read_labels, read_scan
 from kitsattn.volume.geometry import Geometry
 from kitsattn.volume.volume import Volume
@@ -181,9 +182,8 @@ def ship(model: Path, scores: Sequence[Score], folder: Path) -> None:
         if score.region in DICE_REGIONS
     )
     made = replace(checkpoint.header.provenance, tests=tests)
-    small = {name: tensor.half() if tensor.ndim > 1 else tensor for name, tensor in checkpoint.model.items()}
     target = folder / "starter.safetensors"
-    save_checkpoint(target, Checkpoint(replace(checkpoint.header, provenance=made), small, {}))
+    save_small(target, replace(checkpoint.header, provenance=made), checkpoint.model)
     sources = ["| data | used | licence | citation |", "|---|---|---|---|"]
     sources += [f"| {one.name} | {one.count} {one.unit} | {one.licence} | {one.citation} |" for one in made.sources]
     table = ["| data | what | value | 95 % interval | patients |", "|---|---|---|---|---|"]
