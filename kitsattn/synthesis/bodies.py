@@ -17,7 +17,7 @@ from scipy.spatial import ConvexHull, QhullError
 from kitsattn.errors import KitsattnError
 from kitsattn.files import atomic_path
 from kitsattn.labels import KIDNEY, TUMOUR
-from kitsattn.synthesis.frame import SLICE_MM, SLICES, blur, draw_frame, erode
+from kitsattn.synthesis.frame import AIR_HU, FLOOR_HU, SLICE_MM, SLICES, blur, draw_frame, erode
 from kitsattn.synthesis.kidneys import KidneyCrop
 from kitsattn.synthesis.masses import draw_cyst_hu, draw_solid, paint_distractors, paint_kidney_mass
 from kitsattn.synthesis.textures import Textures
@@ -180,7 +180,10 @@ def draw_body(
         paint_kidney_mass(rng, hu, labels, textures, phase=palette.phase)
     if rng.random() < 0.45:
         paint_distractors(rng, hu, labels, skin < 0, textures)
-    return blur(hu, rng.uniform(0.35, 0.8)), labels[SLICES // 2]
+    air = hu < 2 * FLOOR_HU
+    hu = blur(np.maximum(hu, np.float32(FLOOR_HU)), rng.uniform(0.35, 0.8))
+    hu[air] = AIR_HU
+    return hu, labels[SLICES // 2]
 
 
 def _hull(mask: NDArray[np.bool_]) -> NDArray[np.bool_] | None:

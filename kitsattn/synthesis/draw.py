@@ -97,7 +97,7 @@ class Synthesis:
         hu = scan(rng, hu, labels, self.textures, real=real, cut_at_zero=cut_at_zero)
         if rng.random() < 0.5:
             hu, labels = hu[:, :, ::-1], labels[:, ::-1]
-        if rng.random() < 0.1:
+        if rng.random() < 0.03:
             hu, labels = hu[:, ::-1], labels[::-1]
         if rng.random() < 0.5:  # slabs have no direction
             hu = hu[::-1]

@@ -14,6 +14,9 @@ from kitsattn.synthesis.textures import Textures
 PIXEL_MM = 1.5
 SLICE_MM = 5.0
 SLICES = 5
+AIR_HU = -1000.0
+FLOOR_HU = -300.0
+"""Prepared scans are clipped here before they are resampled, so that edges to air are sharper than those to fat."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ def draw_frame(
 ) -> Frame:
     """Draw where a sample is cut.
 
-    The body is scaled by about 12 %, stretched by 8 %, turned by about 7 degrees (5 % by any angle), and most are
+    The body is scaled by about 12 %, stretched by 8 %, turned by about 7 degrees (3 % by any angle), and most are
     deformed by up to 14 mm.
 
     Args:
@@ -73,7 +76,7 @@ def draw_frame(
     """
     height, width = textures.size
     scale = PIXEL_MM * np.exp(rng.normal(0.0, 0.12))
-    angle = rng.uniform(-math.pi, math.pi) if rng.random() < 0.05 else rng.normal(0.0, 0.12)
+    angle = rng.uniform(-math.pi, math.pi) if rng.random() < 0.03 else rng.normal(0.0, 0.12)
     stretch = np.exp(rng.normal(0.0, 0.08, 2))
     rows = np.arange(height, dtype=np.float32)[:, None] - np.float32((height - 1) / 2)
     columns = np.arange(width, dtype=np.float32)[None] - np.float32((width - 1) / 2)

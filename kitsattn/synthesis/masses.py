@@ -91,8 +91,9 @@ def paint_kidney_mass(
     place = np.array(np.unravel_index(int(places[rng.integers(len(places))]), kidney.shape), float)
     is_tumour = rng.random() < tumour_share
     radius_mm = math.exp(rng.uniform(math.log(4.0), math.log(40.0 if is_tumour else 22.0)))
-    place[1:] += rng.normal(0.0, 0.4 * radius_mm / PIXEL_MM, 2)
-    place[0] += rng.normal(0.0, 0.3 * radius_mm / SLICE_MM)
+    # Its middle stays near enough to the kidney that the two touch.
+    away_mm = np.clip(rng.normal(0.0, (0.3, 0.4, 0.4)), -0.5, 0.5) * radius_mm
+    place += away_mm / (SLICE_MM, PIXEL_MM, PIXEL_MM)
     share = _mass(rng, place, radius_mm, labels.shape, textures)
     share *= hu > _AIR_HU
     if is_tumour:

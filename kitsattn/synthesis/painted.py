@@ -80,12 +80,12 @@ def paint_dataset(
     workers: int = 1,
     progress: Progress = silent,
 ) -> list[str]:
-    """Paint one scan around each label map; scans that are already there are kept.
+    """Paint one scan around each label map, under the label map's name; scans that are already there are kept.
 
     Args:
         folder: Data set in KiTS's layout, with a description that says that the scans are synthetic.
-        label_files: KiTS19's or KiTS23's label maps.
-        seed: Equal seeds and label maps give equal scans, for any number of workers.
+        label_files: KiTS19's or KiTS23's label maps, case_00003.nii.gz and so on.
+        seed: Equal seeds and label maps give equal scans, for any number of workers, whatever else is painted.
         licence: Licence of the label maps, which covers the scans' shapes.
         workers: Number of processes.
         progress: Called after each scan.
@@ -99,14 +99,19 @@ def paint_dataset(
     )
     write_json(folder / DESCRIPTION_NAME, to_json(description))
     work = [
-        _Work(f"case_{number:05d}", path, seed + number)
-        for number, path in enumerate(label_files)
-        if not (folder / f"case_{number:05d}" / IMAGE_NAME).exists()
+        _Work(case_name(path), path, seed + int(case_name(path).removeprefix("case_")))
+        for path in label_files
+        if not (folder / case_name(path) / IMAGE_NAME).exists()
     ]
     done = try_cases(
         functools.partial(_paint, folder), work, workers=workers, label="paint phantoms", progress=progress
     )
     return [str(result) for result in done if isinstance(result, Exception)]
+
+
+def case_name(label_file: Path) -> str:
+    """Return the name of the scan that is painted around a label map, the label map's own: `case_00003`."""
+    return label_file.name.removesuffix(".nii.gz")
 
 
 def _paint(folder: Path, work: _Work) -> None:

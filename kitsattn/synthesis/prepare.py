@@ -4,7 +4,6 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from kitsattn.config import to_json
 from kitsattn.datasets.find import find_dataset
@@ -19,14 +18,11 @@ from kitsattn.synthesis.bodies import prepare_body, read_body
 from kitsattn.synthesis.data import StarterData
 from kitsattn.synthesis.draw import Material
 from kitsattn.synthesis.frame import PIXEL_MM
-from kitsattn.synthesis.kidneys import KidneyCrop, cut_kidneys, read_kidneys, save_kidneys
-from kitsattn.synthesis.painted import paint_dataset
+from kitsattn.synthesis.kidneys import cut_kidneys, read_kidneys, save_kidneys
+from kitsattn.synthesis.painted import case_name, paint_dataset
 from kitsattn.volume.geometry import Geometry
 from kitsattn.volume.nifti import read_labels
 from kitsattn.workspace import Workspace
-
-if TYPE_CHECKING:
-    from kitsattn.volume.volume import Volume
 
 PLAN = Plan(spacing_mm=(PIXEL_MM, PIXEL_MM), mean_hu=50.0, std_hu=150.0, patch_size=(224, 288))
 """Patches of 336 x 432 mm hold nearly every body in one window; mean and deviation are round numbers of soft tissue."""
@@ -34,6 +30,7 @@ PLAN = Plan(spacing_mm=(PIXEL_MM, PIXEL_MM), mean_hu=50.0, std_hu=150.0, patch_s
 PAINTED = "starter-painted"
 _FOLDER = "starter"
 _BODIES = "bodies"
+_KIDNEYS = "kidneys"
 _PAINTING_SEED = 1000
 _ATLAS_SCALE = 1.5
 """The atlas's organs have their usual volumes if its voxels are 1.5 times as long as its header says."""
@@ -56,12 +53,17 @@ class PreparedMaterial:
     volumes: tuple[StoredCase, ...] = ()
 
     def open(self) -> Material:
-        """Read the material; takes some seconds and 0.5 GB."""
+        """Read the material; takes some seconds and 0.5 GB.
+
+        What an earlier call prepared from files that are no longer among the data is not read.
+        """
         painted = open_dataset(self.painted)
+        names = {case_name(path) for path in self.data.label_maps}
+        files = [self.folder / _KIDNEYS / _kidneys_name(path) for path in self.data.label_maps]
         return Material(
-            painted=[painted.open_case(case) for case in painted.cases],
+            painted=[painted.open_case(case) for case in painted.cases if case in names],
             bodies=[read_body(self.folder / _BODIES / _body_name(path)) for path, _ in _organ_maps(self.data)],
-            kidneys=read_kidneys(self.folder / "kidneys.npz"),
+            kidneys=[crop for file in files if file.exists() for crop in read_kidneys(file)],
             slices=self.data.slices,
             volumes=self.volumes,
         )
@@ -96,10 +98,10 @@ def prepare_material(
     ):
         if isinstance(result, KitsattnError):
             raise result
-    kidneys = folder / "kidneys.npz"
-    if not kidneys.exists():
-        cut = try_cases(_cut, found.label_maps, workers=workers, label="cut out kidneys", progress=progress)
-        save_kidneys(kidneys, [crop for crops in cut if not isinstance(crops, KitsattnError) for crop in crops])
+    kidneys = folder / _KIDNEYS
+    uncut = [path for path in found.label_maps if not (kidneys / _kidneys_name(path)).exists()]
+    # A label map that cannot be read is told of by the painting below.
+    try_cases(functools.partial(_cut, kidneys), uncut, workers=workers, label="cut out kidneys", progress=progress)
     raw, painted = workspace.raw / PAINTED, workspace.preprocessed / PAINTED
     licence = known.KITS19_LABELS.licence
     paint_dataset(raw, found.label_maps, seed=_PAINTING_SEED, licence=licence, workers=workers, progress=progress)
@@ -132,6 +134,9 @@ def _prepare_body(folder: Path, work: tuple[Path, Mapping[int, str]]) -> None:
     prepare_body(labels, names, folder / _body_name(path))
 
 
-def _cut(path: Path) -> list[KidneyCrop]:
-    labels: Volume = read_labels(path)
-    return list(cut_kidneys(labels))
+def _kidneys_name(path: Path) -> str:
+    return case_name(path) + ".npz"
+
+
+def _cut(folder: Path, path: Path) -> None:
+    save_kidneys(folder / _kidneys_name(path), list(cut_kidneys(read_labels(path))))

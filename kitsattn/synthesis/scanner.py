@@ -10,10 +10,9 @@ from scipy import ndimage
 from torch.nn.functional import interpolate
 
 from kitsattn.labels import BACKGROUND
-from kitsattn.synthesis.frame import PIXEL_MM, blur
+from kitsattn.synthesis.frame import AIR_HU, PIXEL_MM, blur
 from kitsattn.synthesis.textures import WHITE, Textures
 
-_AIR_HU = -1000.0
 _STORED_ZERO_HU = 0.5
 Slab = NDArray[np.float32]
 
@@ -41,14 +40,14 @@ def scan(
     floor = hu <= _STORED_ZERO_HU if cut_at_zero else None
     hu = _drift(rng, hu, real=real)
     if not real:
-        hu = _surround(rng, hu)
+        hu = _surround(rng, hu, textures)
     if rng.random() < 0.04:
         hu = _put_metal(rng, hu, textures)
     hu = _reconstruct(rng, hu)
     hu = _add_noise(rng, hu, textures, real=real)
-    if rng.random() < 0.18:
+    if rng.random() < 0.15:
         outside = _draw_outside(rng, hu.shape[1:])
-        hu = np.where(outside, np.float32(_AIR_HU), hu)
+        hu = np.where(outside, np.float32(AIR_HU), hu)
         labels[outside] = BACKGROUND
     if floor is None:
         return _window(rng, hu, real=real)
@@ -72,7 +71,7 @@ def _drift(rng: Generator, hu: Slab, *, real: bool) -> Slab:
     return hu
 
 
-def _surround(rng: Generator, hu: Slab) -> Slab:
+def _surround(rng: Generator, hu: Slab, textures: Textures) -> Slab:
     """Put a table below the body, sometimes arms beside it, where there is air."""
     _, height, width = hu.shape
     air = hu < -900.0
@@ -84,7 +83,9 @@ def _surround(rng: Generator, hu: Slab) -> Slab:
         thick = rng.uniform(1.0, 3.0)
         shell = (np.abs(y - top) < thick) | (np.abs(y - top - rng.uniform(8.0, 25.0)) < thick)
         foam = (y > top) & ~shell
-        hu = np.where(air & shell, np.float32(rng.uniform(-400.0, 200.0)), hu)
+        mottle = textures.field(rng, float(rng.choice((1.0, 2.0))), len(hu))
+        shell_hu = np.float32(rng.uniform(-400.0, 200.0)) + np.float32(rng.uniform(0.0, 60.0)) * mottle
+        hu = np.where(air & shell, shell_hu, hu)
         hu = np.where(air & foam & (y < top + 20), np.float32(rng.uniform(-1000.0, -850.0)), hu)
     if rng.random() < 0.08:
         y, x = np.arange(height, dtype=np.float32)[:, None], np.arange(width, dtype=np.float32)
@@ -137,7 +138,7 @@ def _reconstruct(rng: Generator, hu: Slab) -> Slab:
 
 def _add_noise(rng: Generator, hu: Slab, textures: Textures, *, real: bool) -> Slab:
     """Add noise: from white to correlated over two pixels, sometimes in horizontal streaks."""
-    level = np.float32(rng.uniform(0.0, 10.0) if real else math.exp(rng.uniform(math.log(2.0), math.log(35.0))))
+    level = np.float32(rng.uniform(0.0, 10.0) if real else math.exp(rng.uniform(math.log(2.0), math.log(30.0))))
     count = len(hu)
     share = np.float32(rng.uniform(0.3, 1.0) if rng.random() < 0.6 else 0.0)
     smooth = textures.field(rng, float(rng.choice((1.0, 2.0), p=(0.75, 0.25))), count)
@@ -166,7 +167,7 @@ def _draw_outside(rng: Generator, shape: tuple[int, ...]) -> NDArray[np.bool_]:
 
 def _window(rng: Generator, hu: Slab, *, real: bool) -> Slab:
     """Cut values off, as scans that were exported for display have them."""
-    if not real and rng.random() < 0.3:
+    if not real and rng.random() < 0.2:
         # Two thirds at about 0 HU, as real slices that were stored that way have it.
         lowest = rng.normal(0.0, 8.0) if rng.random() < 2 / 3 else rng.uniform(-200.0, 0.0)
         hu = np.maximum(hu, np.float32(lowest))

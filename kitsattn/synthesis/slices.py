@@ -12,8 +12,8 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from kitsattn.labels import KIDNEY
-from kitsattn.synthesis.frame import PIXEL_MM, SLICES, Frame, blur, draw_frame, resample_each
+from kitsattn.labels import KIDNEY, TUMOUR
+from kitsattn.synthesis.frame import AIR_HU, FLOOR_HU, PIXEL_MM, SLICES, Frame, blur, draw_frame, resample_each
 from kitsattn.synthesis.masses import paint_distractors, paint_kidney_mass
 from kitsattn.synthesis.textures import Textures
 
@@ -21,6 +21,8 @@ _DARK_HU = 5.0
 _LEAST_PART = 50
 """A part of the body has at least a fiftieth of the pixels of the largest one."""
 _USUAL_PIXEL_MM = 0.8
+_PLAIN_SHARE = 0.4
+_BONE_HU = 220.0
 
 
 @dataclass(frozen=True)
@@ -54,16 +56,21 @@ def draw_slice(
     pixel_mm = one.pixel_mm or rng.uniform(0.68, 0.98)
     kidneys = np.argwhere(one.labels)
     towards = tuple(kidneys[int(rng.integers(len(kidneys)))]) if len(kidneys) else None
-    rows, columns = np.flatnonzero(one.image.any(axis=1)), np.flatnonzero(one.image.any(axis=0))
-    middle = ((rows[0] + rows[-1]) / 2, (columns[0] + columns[-1]) / 2)
-    frame = draw_frame(rng, textures, pixel_mm=(pixel_mm, pixel_mm), centre=middle, towards=towards)
+    centre_at = _middle(one.image)
+    frame = draw_frame(rng, textures, pixel_mm=(pixel_mm, pixel_mm), centre=centre_at, towards=towards)
     centre = frame.linear(one.image[None].astype(np.float32), 0.0)[0]
     centre_labels = frame.nearest(one.labels[None], 0)[0]
+    plain = rng.random() < _PLAIN_SHARE
+    if plain:
+        centre = _without_contrast(rng, centre, centre_labels)
     hu = np.repeat(centre[None], SLICES, 0)
     labels = np.repeat(centre_labels[None], SLICES, 0)
+    if plain:  # pressed together, the scanner's own noise is gone
+        noise = np.float32(rng.uniform(2.0, 20.0)) * textures.field(rng, 1.0, SLICES)
+        hu += np.where(hu > _DARK_HU, noise, np.float32(0.0))
     painted = KIDNEY in centre_labels and rng.random() < (0.25 if one.tumours_labelled else 0.45)
     if painted:
-        paint_kidney_mass(rng, hu, labels, textures, phase=2)
+        paint_kidney_mass(rng, hu, labels, textures, phase=0 if plain else 2)
     if rng.random() < 0.25:
         body = ndimage.binary_fill_holes(centre > _DARK_HU)
         paint_distractors(rng, hu, labels, np.repeat(body[None], SLICES, 0), textures)
@@ -72,9 +79,9 @@ def draw_slice(
     shifts = (0.7 * away[:, None] * rng.standard_normal((SLICES, 2))).astype(np.float32)
     zooms = (1 + 0.012 * away * rng.standard_normal(SLICES)).astype(np.float32)
     hu = resample_each(hu, shifts, zooms)
-    restored = rng.random() < 0.8
+    restored = rng.random() < 0.7
     if restored:
-        hu = _give_back(rng, hu, textures)
+        hu = _give_back(rng, hu, labels, textures)
     return hu, labels[SLICES // 2], restored
 
 
@@ -84,20 +91,47 @@ def plain_slab(one: RealSlice, size: tuple[int, int]) -> tuple[NDArray[np.float3
     A slice whose pixels are of unknown size is taken to have 0.8 mm.
     """
     zoom = np.float32(PIXEL_MM / (one.pixel_mm or _USUAL_PIXEL_MM))
-    rows, columns = np.flatnonzero(one.image.any(axis=1)), np.flatnonzero(one.image.any(axis=0))
+    row, column = _middle(one.image)
     height, width = size
     frame = Frame(
-        np.repeat(zoom * (np.arange(height, dtype=np.float32) - (height - 1) / 2)[:, None], width, 1)
-        + np.float32((rows[0] + rows[-1]) / 2),
-        np.repeat(zoom * (np.arange(width, dtype=np.float32) - (width - 1) / 2)[None], height, 0)
-        + np.float32((columns[0] + columns[-1]) / 2),
+        np.repeat(zoom * (np.arange(height, dtype=np.float32) - (height - 1) / 2)[:, None], width, 1) + np.float32(row),
+        np.repeat(zoom * (np.arange(width, dtype=np.float32) - (width - 1) / 2)[None], height, 0) + np.float32(column),
     )
     image = frame.linear(one.image[None].astype(np.float32), 0.0)
     return np.repeat(image, SLICES, 0), frame.nearest(one.labels[None], 0)[0]
 
 
-def _give_back(rng: Generator, hu: NDArray[np.float32], textures: Textures) -> NDArray[np.float32]:
-    """Put fat where the body is dark, out to some mm beyond its muscles, and air around it."""
+def _without_contrast(rng: Generator, hu: NDArray[np.float32], labels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return a slice (y, x) as it might look without contrast medium.
+
+    What is brighter than unenhanced organs is pressed together just above them, bone apart; kidneys and their tumours
+    come to lie some HU below liver and spleen.
+    """
+    base, slope = rng.normal(50.0, 3.0), rng.uniform(0.03, 0.15)
+    dense = ndimage.binary_closing((hu > _BONE_HU) & (labels == 0), iterations=2)
+    bone = blur(ndimage.binary_fill_holes(dense)[None].astype(np.float32), 0.6)[0]
+    pressed = np.where(hu > base, np.float32(base) + np.float32(slope) * (hu - np.float32(base)), hu)
+    kidney = blur((labels > 0)[None].astype(np.float32), 0.6)[0]
+    tumour = blur((labels == TUMOUR)[None].astype(np.float32), 0.6)[0]
+    lower = kidney * np.float32(rng.normal(20.0, 4.0)) + tumour * np.float32(rng.normal(0.0, 6.0))
+    # The share of fat and air at a kidney's edge has no medium to lose.
+    pressed -= lower * np.clip(pressed / np.float32(base), 0, 1)
+    taken: NDArray[np.float32] = pressed + bone * (hu - pressed)
+    return taken
+
+
+def _middle(image: NDArray[np.uint8]) -> tuple[float, float]:
+    """Return the row and column in the middle of what is not black."""
+    rows, columns = np.flatnonzero(image.any(axis=1)), np.flatnonzero(image.any(axis=0))
+    if not len(rows):
+        return (image.shape[0] - 1) / 2, (image.shape[1] - 1) / 2
+    return (rows[0] + rows[-1]) / 2, (columns[0] + columns[-1]) / 2
+
+
+def _give_back(
+    rng: Generator, hu: NDArray[np.float32], labels: NDArray[np.uint8], textures: Textures
+) -> NDArray[np.float32]:
+    """Put fat where the body is dark and not labelled, out to some mm beyond its muscles, and air around it."""
     soft = blur(hu, 0.7)
     core = _body_core(soft[SLICES // 2] > _DARK_HU)
     away_px = ndimage.distance_transform_edt(~core).astype(np.float32)
@@ -105,10 +139,13 @@ def _give_back(rng: Generator, hu: NDArray[np.float32], textures: Textures) -> N
     outside = (away_px > skin_px).astype(np.float32)
     fat_hu = np.float32(rng.uniform(-120.0, -80.0))
     fat = fat_hu + np.float32(rng.uniform(3.0, 14.0)) * textures.field(rng, 2.0, SLICES)
-    dark = np.clip((np.float32(18.0) - soft) / np.float32(18.0), 0, 1)
+    # Water has a few HU, fat was cut to 0; what is between them are borders of fat.
+    dark = np.clip((np.float32(12.0) - soft) / np.float32(10.0), 0, 1)
+    dark[labels > 0] = 0.0
     filled = hu + dark * (fat - hu)
     air = blur(outside[None], 0.7) * dark
-    result: NDArray[np.float32] = filled + air * (np.float32(-1000.0) - filled)
+    result: NDArray[np.float32] = filled + air * (np.float32(FLOOR_HU) - filled)
+    result[air > 0.5] = AIR_HU
     return result
 
 

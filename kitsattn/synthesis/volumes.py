@@ -8,11 +8,9 @@ from numpy.typing import NDArray
 
 from kitsattn.labels import BACKGROUND, CYST, KIDNEY
 from kitsattn.preprocess.store import StoredCase
-from kitsattn.synthesis.frame import SLICE_MM, SLICES, draw_frame
+from kitsattn.synthesis.frame import AIR_HU, SLICE_MM, SLICES, draw_frame
 from kitsattn.synthesis.masses import paint_distractors
 from kitsattn.synthesis.textures import Textures
-
-_AIR_HU = -1000.0
 
 
 def draw_volume(
@@ -44,7 +42,7 @@ def draw_volume(
     # Prepared cases are clipped at -300 HU. Air gets its own value back, so that noise does not show there.
     floor = float(stack.min(initial=0.0))
     hu = frame.linear(stack, floor)
-    hu[hu < floor + 1.0] = _AIR_HU
+    hu[hu < floor + 1.0] = AIR_HU
     labels = frame.nearest(own, 0)
     labels[labels == CYST] = KIDNEY
     if rng.random() < 0.3:

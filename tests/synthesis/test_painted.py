@@ -64,11 +64,11 @@ def test_a_bad_label_map_costs_one_case(starter_folder: Path, tmp_path: Path) ->
     good = starter_folder / "kits19-labels" / "case_00003.nii.gz"
     problems = paint_dataset(tmp_path / "painted", [empty, good], seed=5, licence="CC BY-NC-SA 4.0")
     assert len(problems) == 1
-    assert problems[0].startswith("case_00000")
+    assert problems[0].startswith("case_00001")
     dataset = find_dataset(tmp_path / "painted")
     assert dataset.synthetic
     assert dataset.licence == "CC BY-NC-SA 4.0"
-    assert [case.case_id for case in dataset.cases] == ["case_00001"]
+    assert [case.case_id for case in dataset.cases] == ["case_00003"]
     (case,) = dataset.cases
     assert case.labels is not None
     assert nib.aff2axcodes(nib.load(case.labels).affine) == ("I", "P", "L")  # type: ignore[attr-defined]

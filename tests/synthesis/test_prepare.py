@@ -76,8 +76,7 @@ def test_a_second_call_does_nothing_anew(material: PreparedMaterial, starter_fol
     )
     assert (again.folder, again.painted) == (material.folder, material.painted)
     assert written(root_of(material)) == before
-    assert {total for label, total in work if label in {"prepare bodies", "paint phantoms"}} == {0}
-    assert "cut out kidneys" not in dict(work)
+    assert {total for label, total in work if label in {"prepare bodies", "cut out kidneys", "paint phantoms"}} == {0}
 
 
 def test_what_is_missing_is_prepared_again(copied: PreparedMaterial, starter_folder: Path) -> None:
@@ -101,7 +100,25 @@ def test_a_body_that_is_not_in_the_folder_is_not_drawn_from(copied: PreparedMate
     assert [body.name for body in copied.open().bodies] == ["s0001", "spl"]
 
 
-@pytest.mark.parametrize("name", ["bodies/s0001.npz", "kidneys.npz"])
+def test_data_that_grow_or_shrink_are_followed(copied: PreparedMaterial, starter_folder: Path) -> None:
+    """A new label map adds its phantom and kidneys without a change to the others; one that is gone is not drawn."""
+    found = find_starter_data(starter_folder)
+    fewer = replace(found, label_maps=found.label_maps[1:])
+    smaller = prepare_material(fewer, Workspace(root_of(copied)))
+    assert [case.case_id for case in smaller.open().painted] == ["case_00158", "case_00400"]
+    assert len(smaller.open().kidneys) == 4
+    first = found.label_maps[0].with_suffix("").with_suffix("").name
+    shutil.rmtree(copied.folder.parents[1] / "raw" / copied.painted.name / first)
+    shutil.rmtree(copied.painted / "cases" / first)
+    (copied.folder / "kidneys" / f"{first}.npz").unlink()
+    before = written(root_of(copied))
+    grown = prepare_material(found, Workspace(root_of(copied)))
+    assert [case.case_id for case in grown.open().painted] == ["case_00003", "case_00158", "case_00400"]
+    assert len(grown.open().kidneys) == 6
+    assert {path: seen for path, seen in written(root_of(copied)).items() if path in before} == before
+
+
+@pytest.mark.parametrize("name", ["bodies/s0001.npz", "kidneys/case_00003.npz"])
 def test_damaged_material_is_one_line(copied: PreparedMaterial, name: str) -> None:
     """It names the file and says to delete it."""
     path = copied.folder / name
