@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from kitsattn.evaluate.scores import Scores
     from kitsattn.models.registry import ModelConfig
-    from kitsattn.preprocess.store import PreparedDataset, StoredCase
+    from kitsattn.preprocess.store import PreparedDataset
     from kitsattn.ranks import Ranks
     from kitsattn.synthesis.prepare import PreparedMaterial
     from kitsattn.train.folds import Split
@@ -263,20 +263,17 @@ def _make_dataset(
     from kitsattn.synthesis.data import find_starter_data
     from kitsattn.synthesis.prepare import plan_file, prepare_material
     from kitsattn.train.folds import Split
-    from kitsattn.train.starter import made_dataset, open_extra
+    from kitsattn.train.starter import made_dataset, open_real
 
     found = find_starter_data(data)
-    mixed: PreparedDataset | None = None
-    volumes: list[StoredCase] = []
-    if extra is not None:
-        mixed, volumes = open_extra(places.preprocessed_dataset(extra), plan_file(places))
+    real = None if extra is None else open_real(places.preprocessed_dataset(extra), plan_file(places))
     if not ranks.leads:
         ranks.meet()
     with progress_bars() as progress:
-        made = prepare_material(found, places, volumes=volumes, workers=ranks.cores, progress=progress)
+        made = prepare_material(found, places, real=real, workers=ranks.cores, progress=progress)
     if ranks.leads:
         ranks.meet()
-    return made_dataset(made, mixed), [Split((), ())], made
+    return made_dataset(made), [Split((), ())], made
 
 
 def _report_late(folder: Path, late: str, *, json: bool) -> None:

@@ -1,7 +1,7 @@
 """Prepares once what the starter network's samples are drawn from, and opens it for the processes that draw."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from kitsattn.files import write_json
 from kitsattn.jobs import Progress, silent, try_cases
 from kitsattn.preprocess.plan import Plan
 from kitsattn.preprocess.run import preprocess_dataset
-from kitsattn.preprocess.store import StoredCase, open_dataset
+from kitsattn.preprocess.store import PreparedDataset, open_dataset
 from kitsattn.synthesis import data as known
 from kitsattn.synthesis.bodies import prepare_body, read_body
 from kitsattn.synthesis.data import StarterData
@@ -44,13 +44,13 @@ class PreparedMaterial:
         folder: Of bodies and kidneys.
         painted: Prepared data set of painted phantoms.
         slices: Real slices.
-        volumes: Prepared cases of real scans.
+        real: Prepared data set of real scans.
     """
 
     folder: Path
     painted: Path
     data: StarterData
-    volumes: tuple[StoredCase, ...] = ()
+    real: PreparedDataset | None = None
 
     def open(self) -> Material:
         """Read the material; takes some seconds and 0.5 GB.
@@ -65,7 +65,7 @@ class PreparedMaterial:
             bodies=[read_body(self.folder / _BODIES / _body_name(path)) for path, _ in _organ_maps(self.data)],
             kidneys=[crop for file in files if file.exists() for crop in read_kidneys(file)],
             slices=self.data.slices,
-            volumes=self.volumes,
+            volumes=[self.real.open_case(case) for case in self.real.cases] if self.real else (),
         )
 
 
@@ -73,7 +73,7 @@ def prepare_material(
     found: StarterData,
     workspace: Workspace,
     *,
-    volumes: Sequence[StoredCase] = (),
+    real: PreparedDataset | None = None,
     workers: int = 1,
     progress: Progress = silent,
 ) -> PreparedMaterial:
@@ -83,7 +83,7 @@ def prepare_material(
         found: The data.
         workspace: Painted scans go to `raw/starter-painted`, prepared ones to `preprocessed/starter-painted`, bodies
             and kidneys to `preprocessed/starter`.
-        volumes: Prepared cases of real scans to draw from as well.
+        real: Prepared data set of real scans to draw from as well.
         workers: Number of processes.
         progress: Called after each scan, body and label map.
 
@@ -108,7 +108,7 @@ def prepare_material(
     plan = plan_file(workspace)
     write_json(plan, to_json(PLAN))
     preprocess_dataset(find_dataset(raw), painted, plan_file=plan, workers=workers, progress=progress)
-    return PreparedMaterial(folder, painted, found, tuple(volumes))
+    return PreparedMaterial(folder, painted, found, real)
 
 
 def plan_file(workspace: Workspace) -> Path:

@@ -4,7 +4,7 @@ import copy
 import logging
 import math
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +19,7 @@ from kitsattn import __version__
 from kitsattn.batches.loader import SlabBatch
 from kitsattn.blocks.normalization import synchronize_batch_norm
 from kitsattn.checkpoint.file import Checkpoint, load_checkpoint, save_checkpoint
-from kitsattn.checkpoint.header import Header, Provenance
+from kitsattn.checkpoint.header import Header, Provenance, TrainingSource
 from kitsattn.checkpoint.state import (
     TrainingState,
     optimizer_state,
@@ -279,7 +279,7 @@ def save(job: FoldJob, learner: Learner, *, epoch_ended: bool = False, improved:
             seed=job.seed,
             epoch=learner.epoch,
             scores=dict(learner.dice),
-            sources=() if job.made is None else describe_sources(job.made),
+            sources=_sources(job),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         ),
     )
@@ -289,6 +289,15 @@ def save(job: FoldJob, learner: Learner, *, epoch_ended: bool = False, improved:
         save_checkpoint(job.folder / EMA, Checkpoint(header, learner.average.state_dict(), {}))
     resumable = replace(header, training=training_state_to_json(state))
     save_checkpoint(job.folder / LAST, Checkpoint(resumable, learner.model.state_dict(), tensors))
+
+
+def _sources(job: FoldJob) -> tuple[TrainingSource, ...]:
+    return () if job.made is None else describe_sources(job.made)
+
+
+def _counts(sources: Sequence[TrainingSource]) -> dict[str, str]:
+    """Return how many items of each collection a training draws from."""
+    return {source.name: f"{source.count} {source.unit}" for source in sources}
 
 
 def resume(job: FoldJob, last: Path) -> Learner:
@@ -308,6 +317,7 @@ def resume(job: FoldJob, last: Path) -> Learner:
         recipe["epochs"] = state.recipe.get("epochs")
     compared: dict[str, tuple[object, object]] = {
         "data set": (header.provenance.dataset, job.dataset.name),
+        "data": (_counts(header.provenance.sources), _counts(_sources(job))),
         "training cases": (tuple(state.train_cases), tuple(job.split.train)),
         "held-out cases": (tuple(state.held_out_cases), tuple(job.split.held_out)),
         "model": (header.model, job.model),

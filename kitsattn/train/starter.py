@@ -13,7 +13,7 @@ from kitsattn.config import to_json
 from kitsattn.errors import KitsattnError
 from kitsattn.files import write_json
 from kitsattn.labels import KITS19_LABELS
-from kitsattn.preprocess.store import PreparedDataset, StoredCase, open_dataset
+from kitsattn.preprocess.store import PreparedDataset, open_dataset
 from kitsattn.synthesis import data as known
 from kitsattn.synthesis.prepare import PLAN, PreparedMaterial
 from kitsattn.train.job import JOURNAL, FoldJob
@@ -22,20 +22,16 @@ STARTER = "starter"
 SHIPPED = "starter.safetensors"
 
 
-def made_dataset(material: PreparedMaterial, extra: PreparedDataset | None = None) -> PreparedDataset:
-    """Return what a checkpoint and the loop need to know of made scans; it has no cases of its own.
-
-    Args:
-        material: What scans are made from.
-        extra: A data set of real scans that is mixed in.
-    """
+def made_dataset(material: PreparedMaterial) -> PreparedDataset:
+    """Return what a checkpoint and the loop need to know of made scans; it has no cases of its own."""
     used = [info for info in known.SOURCES_OF_DATA if _count(material, info)]
     citations = [info.citation for info in used]
     licences = {info.licence for info in used}
     name, licence = STARTER, "CC BY-NC-SA 4.0" if any("NC" in one for one in licences) else "CC BY 4.0"
-    if extra is not None:
-        name, licence = f"{STARTER}-{extra.name}", f"{licence}; {extra.name}: {extra.licence}"
-        citations.append(extra.citation)
+    real = material.real
+    if real is not None:
+        name, licence = f"{STARTER}-{real.name}", f"{licence}; {real.name}: {real.licence}"
+        citations.append(real.citation)
     return PreparedDataset(
         folder=material.folder,
         name=name,
@@ -48,7 +44,7 @@ def made_dataset(material: PreparedMaterial, extra: PreparedDataset | None = Non
     )
 
 
-def open_extra(folder: Path, plan_file: Path) -> tuple[PreparedDataset, list[StoredCase]]:
+def open_real(folder: Path, plan_file: Path) -> PreparedDataset:
     """Open a prepared data set of real scans that is mixed into made ones.
 
     Args:
@@ -66,12 +62,12 @@ def open_extra(folder: Path, plan_file: Path) -> tuple[PreparedDataset, list[Sto
     if dict(list(dataset.labels.items())[:3]) != dict(KITS19_LABELS):
         msg = f"{folder} has the labels {', '.join(dataset.labels)}: it needs background 0, kidney 1, tumour 2"
         raise KitsattnError(msg)
-    return dataset, [dataset.open_case(case) for case in dataset.cases]
+    return dataset
 
 
 def describe_sources(material: PreparedMaterial) -> tuple[TrainingSource, ...]:
     """Return the sources of a training with their counts, licences and citations."""
-    return tuple(
+    found = tuple(
         TrainingSource(
             name=info.content.split(",")[0],
             count=_count(material, info),
@@ -81,6 +77,15 @@ def describe_sources(material: PreparedMaterial) -> tuple[TrainingSource, ...]:
         )
         for info in known.SOURCES_OF_DATA
         if _count(material, info)
+    )
+    real = material.real
+    if real is None:
+        return found
+    return (
+        *found,
+        TrainingSource(
+            name=real.name, count=len(real.cases), unit="real scans", licence=real.licence, citation=real.citation
+        ),
     )
 
 

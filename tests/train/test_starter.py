@@ -27,7 +27,7 @@ from kitsattn.preprocess.run import preprocess_dataset
 from kitsattn.preprocess.store import PreparedDataset, save_dataset
 from kitsattn.synthesis.data import SOURCES_OF_DATA
 from kitsattn.synthesis.prepare import PLAN, PreparedMaterial, plan_file
-from kitsattn.train.starter import made_dataset, open_extra
+from kitsattn.train.starter import made_dataset, open_real
 from kitsattn.volume.geometry import Geometry
 from kitsattn.volume.volume import Volume
 from kitsattn.workspace import Workspace
@@ -152,6 +152,19 @@ def test_a_stopped_training_goes_on_to_the_same_bits(train: Train, workspace: Wo
         assert all(torch.equal(one.training[key], other.training[key]) for key in one.training)
 
 
+def test_a_training_does_not_go_on_with_other_data(train: Train, starter_folder: Path, tmp_path: Path) -> None:
+    """Data that were added since are named, with what to do."""
+    folder = tmp_path / "data"
+    shutil.copytree(starter_folder, folder)
+    (folder / "kits19-labels" / "case_00158.nii.gz").unlink()
+    assert train("--data", folder, "--max-minutes", 0).exit_code == 0
+    shutil.copy(starter_folder / "kits19-labels" / "case_00158.nii.gz", folder / "kits19-labels")
+    result = train("--data", folder)
+    assert result.exit_code == 1
+    assert "KiTS19 label maps was 1 label maps and is 2 label maps" in result.stderr
+    assert "--restart" in result.stderr
+
+
 def test_without_real_slices_made_scans_validate(train: Train, starter_folder: Path, tmp_path: Path) -> None:
     """A data folder with nothing but label maps is enough."""
     for name in ("kits19-labels", "starter/kits23-labels", "starter/totalsegmentator", "starter/spl-atlas"):
@@ -170,9 +183,7 @@ def scans(workspace: Workspace, kits_folder: Path) -> PreparedDataset:
     return preprocess_dataset(dataset, folder, plan_file=plan_file(workspace), workers=1).dataset
 
 
-def test_real_scans_are_mixed_in(
-    train: Train, scans: PreparedDataset, workspace: Workspace, starter_folder: Path
-) -> None:
+def test_real_scans_are_mixed_in(train: Train, scans: PreparedDataset, starter_folder: Path) -> None:
     """--dataset draws from them by the fourth share, and the file names the data set and its licence."""
     result = train(
         "--data", starter_folder, "--dataset", "painted", "--run-name", "mixed", "--json", shares="0, 0, 0, 1"
@@ -182,8 +193,9 @@ def test_real_scans_are_mixed_in(
     assert header.provenance.dataset == "starter-painted"
     assert header.provenance.licence == f"CC BY-NC-SA 4.0; painted: {scans.licence}"
     assert scans.citation in header.provenance.citation
-    _, cases = open_extra(workspace.preprocessed / "painted", plan_file(workspace))
-    assert [case.case_id for case in cases] == list(scans.cases)
+    source = header.provenance.sources[-1]
+    assert (source.name, source.count, source.unit) == ("painted", len(scans.cases), "real scans")
+    assert (source.licence, source.citation) == (scans.licence, scans.citation)
 
 
 def test_without_real_scans_their_share_alone_draws_nothing(train: Train, starter_folder: Path) -> None:
@@ -198,7 +210,7 @@ def test_scans_of_another_plan_are_refused(prepared: PreparedDataset, workspace:
     shutil.copytree(prepared.folder, workspace.preprocessed / "other")
     plan_file(workspace).unlink()
     with pytest.raises(KitsattnError) as refusal:
-        open_extra(workspace.preprocessed / "other", plan_file(workspace))
+        open_real(workspace.preprocessed / "other", plan_file(workspace))
     assert str(refusal.value).endswith(
         f"was prepared with another plan: run `kitsattn preprocess RAW_FOLDER --plan {plan_file(workspace)}`"
     )
@@ -211,10 +223,10 @@ def test_scans_with_other_labels_are_refused(
     """Label 2 must be a tumour; a cyst as label 3 is welcome."""
     save_dataset(replace(scans, labels={"background": 0, "liver": 1, "tumour": 2}))
     with pytest.raises(KitsattnError, match="has the labels background, liver, tumour: it needs background 0, kidney"):
-        open_extra(scans.folder, plan_file(workspace))
+        open_real(scans.folder, plan_file(workspace))
     monkeypatch.setattr(PreparedDataset, "open_case", lambda _, case: case)
     save_dataset(replace(scans, labels=KITS23_LABELS))
-    assert open_extra(scans.folder, plan_file(workspace))[0].labels == KITS23_LABELS
+    assert open_real(scans.folder, plan_file(workspace)).labels == KITS23_LABELS
 
 
 @pytest.mark.parametrize("shares", ["0.2, 0.5, 0.3", "0, 0, 0, 0", "-1, 1, 1, 1"])
