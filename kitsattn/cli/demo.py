@@ -1,6 +1,5 @@
 """`kitsattn demo`: segments a real CT with the starter network, then runs every step on made-up scans."""
 
-import shutil
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -101,16 +100,11 @@ def _segment_sample(places: Workspace, device: Device, started: float, *, json: 
 
 
 def _paint(folder: Path) -> None:
-    from kitsattn.phantom.paint import write_cohort
+    from kitsattn.phantom.paint import ensure_cohort
 
-    if folder.exists():
-        say(f"synthetic scans: {folder} (painted before)")
-        return
-    unfinished = folder.parent / ".painting" / folder.name
-    shutil.rmtree(unfinished.parent, ignore_errors=True)
     with progress_bars() as progress:
-        write_cohort(
-            unfinished,
+        painted = ensure_cohort(
+            folder,
             cases=_CASES,
             shape=_SHAPE,
             spacing_mm=_SPACING_MM,
@@ -118,9 +112,7 @@ def _paint(folder: Path) -> None:
             workers=available_cores(),
             progress=progress,
         )
-    unfinished.rename(folder)
-    unfinished.parent.rmdir()
-    say(f"synthetic scans: {folder}")
+    say(f"synthetic scans: {folder}" if painted else f"synthetic scans: {folder} (painted before)")
 
 
 def _run(places: Workspace, raw: Path, device: Device, sample: dict[str, Any] | None, *, json: bool) -> None:

@@ -7,6 +7,7 @@ voxels whatever else is painted.
 
 import functools
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -133,6 +134,36 @@ def write_cohort(
     _describe(folder, licence="CC0-1.0", citation=citation)
     work = functools.partial(_write_drawn, folder, shape, spacing_mm, seed)
     return run_cases(work, range(cases), workers=workers, label="painting phantoms", progress=progress)
+
+
+def ensure_cohort(
+    folder: Path,
+    *,
+    cases: int,
+    shape: Shape,
+    spacing_mm: Triple,
+    seed: int,
+    workers: int = 1,
+    progress: Progress = silent,
+) -> bool:
+    """Paint a data set as `write_cohort` does, unless the folder exists: only a finished data set gets its name.
+
+    Returns:
+        Whether it was painted now.
+
+    Raises:
+        KitsattnError: As `write_cohort` raises.
+    """
+    if folder.exists():
+        return False
+    unfinished = folder.parent / ".painting" / folder.name
+    shutil.rmtree(unfinished.parent, ignore_errors=True)
+    write_cohort(
+        unfinished, cases=cases, shape=shape, spacing_mm=spacing_mm, seed=seed, workers=workers, progress=progress
+    )
+    unfinished.rename(folder)
+    unfinished.parent.rmdir()
+    return True
 
 
 def write_painted(

@@ -90,7 +90,8 @@ class StarterData:
 
     Attributes:
         folder: The folder.
-        label_maps: KiTS's label maps, that scans are painted around and kidneys are cut out of.
+        label_maps: KiTS's label maps, that scans are painted around and kidneys are cut out of. Without any, phantoms
+            are painted that follow no patient, and bodies keep their own kidneys.
         bodies: Label maps of organs with the names of their values; held-out subjects are left out.
         atlas: The atlas and the names of its values; None where it is missing.
         slices: Real slices, held-out patients left out.
@@ -106,14 +107,14 @@ class StarterData:
 
 
 def find_starter_data(folder: Path | None) -> StarterData:
-    """Find the files of every source; real slices and the atlas may be missing.
+    """Find the files of every source; all but label maps of organs may be missing.
 
     Args:
         folder: The data folder; None raises the error that lists what belongs into one.
 
     Raises:
-        KitsattnError: If the folder holds no label map of organs or no KiTS label map; the message lists what belongs
-            there and where it comes from.
+        KitsattnError: If the folder holds no label map of organs; the message lists what belongs there and where it
+            comes from.
     """
     if folder is None:
         raise KitsattnError(_describe_missing("a recipe that makes scans needs --data FOLDER"))
@@ -125,8 +126,8 @@ def find_starter_data(folder: Path | None) -> StarterData:
     ]
     organs = folder / TOTALSEGMENTATOR.path
     maps = [path for path in sorted(organs.glob("s*_seg.nii.gz")) if _subject(path) not in HELD_OUT_BODIES]
-    if not label_maps or not maps:
-        raise KitsattnError(_describe_missing(f"{folder} holds too little to make scans from"))
+    if not maps:
+        raise KitsattnError(_describe_missing(f"{folder} holds no label maps of organs to make scans from"))
     names = _read_names(organs / "labels.json")
     atlas = folder / ATLAS.path / "spl_seg.nii.gz"
     slices = [*_read_curvas(folder / CURVAS.path), *_read_kits(folder / KITS19_SLICES.path)]
@@ -142,7 +143,7 @@ def find_starter_data(folder: Path | None) -> StarterData:
 
 def _describe_missing(problem: str) -> str:
     lines = [f"{info.path} ({info.content}; from {info.origin}; {info.licence})" for info in SOURCES_OF_DATA]
-    return f"{problem}. The first and the third are needed below it: {', '.join(lines)}"
+    return f"{problem}. These belong below it, the third is needed: {', '.join(lines)}"
 
 
 def _subject(path: Path) -> str:

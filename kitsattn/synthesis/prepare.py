@@ -10,6 +10,7 @@ from kitsattn.datasets.find import find_dataset
 from kitsattn.errors import KitsattnError
 from kitsattn.files import write_json
 from kitsattn.jobs import Progress, silent, try_cases
+from kitsattn.phantom.paint import ensure_cohort
 from kitsattn.preprocess.plan import Plan
 from kitsattn.preprocess.run import preprocess_dataset
 from kitsattn.preprocess.store import PreparedDataset, open_dataset
@@ -28,10 +29,16 @@ PLAN = Plan(spacing_mm=(PIXEL_MM, PIXEL_MM), mean_hu=50.0, std_hu=150.0, patch_s
 """Patches of 336 x 432 mm hold nearly every body in one window; mean and deviation are round numbers of soft tissue."""
 
 PAINTED = "starter-painted"
+PHANTOMS = "starter-phantoms"
+"""Names of the data sets of phantoms: painted around KiTS label maps, or without any."""
+
 _FOLDER = "starter"
 _BODIES = "bodies"
 _KIDNEYS = "kidneys"
 _PAINTING_SEED = 1000
+_PHANTOMS = 100
+_PHANTOM_SHAPE = (72, 256, 256)
+_PHANTOM_SPACING_MM = (5.0, 1.5, 1.5)
 _ATLAS_SCALE = 1.5
 """The atlas's organs have their usual volumes if its voxels are 1.5 times as long as its header says."""
 
@@ -42,7 +49,7 @@ class PreparedMaterial:
 
     Attributes:
         folder: Of bodies and kidneys.
-        painted: Prepared data set of painted phantoms.
+        painted: Prepared data set of phantoms.
         slices: Real slices.
         real: Prepared data set of real scans.
     """
@@ -61,7 +68,7 @@ class PreparedMaterial:
         names = {case_name(path) for path in self.data.label_maps}
         files = [self.folder / _KIDNEYS / _kidneys_name(path) for path in self.data.label_maps]
         return Material(
-            painted=[painted.open_case(case) for case in painted.cases if case in names],
+            painted=[painted.open_case(case) for case in painted.cases if case in names or not names],
             bodies=[read_body(self.folder / _BODIES / _body_name(path)) for path, _ in _organ_maps(self.data)],
             kidneys=[crop for file in files if file.exists() for crop in read_kidneys(file)],
             slices=self.data.slices,
@@ -81,14 +88,14 @@ def prepare_material(
 
     Args:
         found: The data.
-        workspace: Painted scans go to `raw/starter-painted`, prepared ones to `preprocessed/starter-painted`, bodies
-            and kidneys to `preprocessed/starter`.
+        workspace: Painted scans go to `raw/starter-painted`, prepared ones to `preprocessed/starter-painted` (without
+            KiTS label maps to `starter-phantoms` in both), bodies and kidneys to `preprocessed/starter`.
         real: Prepared data set of real scans to draw from as well.
         workers: Number of processes.
         progress: Called after each scan, body and label map.
 
     Raises:
-        KitsattnError: If a body cannot be prepared, or no label map can be painted around.
+        KitsattnError: If a body cannot be prepared, or no phantom can be painted.
     """
     folder = workspace.preprocessed / _FOLDER
     bodies = folder / _BODIES
@@ -102,9 +109,21 @@ def prepare_material(
     uncut = [path for path in found.label_maps if not (kidneys / _kidneys_name(path)).exists()]
     # A label map that cannot be read is told of by the painting below.
     try_cases(functools.partial(_cut, kidneys), uncut, workers=workers, label="cut out kidneys", progress=progress)
-    raw, painted = workspace.raw / PAINTED, workspace.preprocessed / PAINTED
-    licence = known.KITS19_LABELS.licence
-    paint_dataset(raw, found.label_maps, seed=_PAINTING_SEED, licence=licence, workers=workers, progress=progress)
+    name = PAINTED if found.label_maps else PHANTOMS
+    raw, painted = workspace.raw / name, workspace.preprocessed / name
+    if found.label_maps:
+        licence = known.KITS19_LABELS.licence
+        paint_dataset(raw, found.label_maps, seed=_PAINTING_SEED, licence=licence, workers=workers, progress=progress)
+    else:
+        ensure_cohort(
+            raw,
+            cases=_PHANTOMS,
+            shape=_PHANTOM_SHAPE,
+            spacing_mm=_PHANTOM_SPACING_MM,
+            seed=_PAINTING_SEED,
+            workers=workers,
+            progress=progress,
+        )
     plan = plan_file(workspace)
     write_json(plan, to_json(PLAN))
     preprocess_dataset(find_dataset(raw), painted, plan_file=plan, workers=workers, progress=progress)

@@ -67,7 +67,7 @@ def open_real(folder: Path, plan_file: Path) -> PreparedDataset:
 
 def describe_sources(material: PreparedMaterial) -> tuple[TrainingSource, ...]:
     """Return the sources of a training with their counts, licences and citations."""
-    found = tuple(
+    sources = [
         TrainingSource(
             name=info.content.split(",")[0],
             count=_count(material, info),
@@ -77,15 +77,21 @@ def describe_sources(material: PreparedMaterial) -> tuple[TrainingSource, ...]:
         )
         for info in known.SOURCES_OF_DATA
         if _count(material, info)
-    )
-    real = material.real
-    if real is None:
-        return found
-    return (
-        *found,
-        TrainingSource(
-            name=real.name, count=len(real.cases), unit="real scans", licence=real.licence, citation=real.citation
-        ),
+    ]
+    if not material.data.label_maps:
+        sources.append(_describe(open_dataset(material.painted), "procedural phantoms"))
+    if material.real is not None:
+        sources.append(_describe(material.real, "real scans"))
+    return tuple(sources)
+
+
+def _describe(dataset: PreparedDataset, unit: str) -> TrainingSource:
+    return TrainingSource(
+        name=dataset.name,
+        count=len(dataset.cases),
+        unit=unit,
+        licence=dataset.licence,
+        citation=dataset.citation,
     )
 
 

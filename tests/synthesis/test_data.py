@@ -14,6 +14,7 @@ from kitsattn.synthesis.data import (
     HELD_OUT_CURVAS,
     KITS19_LABELS,
     SOURCES_OF_DATA,
+    TOTALSEGMENTATOR,
     StarterData,
     find_starter_data,
 )
@@ -88,19 +89,24 @@ def test_what_is_missing_is_listed(tmp_path: Path, *, given: bool) -> None:
         find_starter_data(tmp_path if given else None)
     message = str(refusal.value)
     assert "\n" not in message
-    assert message.startswith(f"{tmp_path} holds too little" if given else "a recipe that makes scans needs --data")
+    assert message.startswith(
+        f"{tmp_path} holds no label maps of organs" if given else "a recipe that makes scans needs --data"
+    )
     for info in SOURCES_OF_DATA:
         assert f"{info.path} ({info.content}; from {info.origin}; {info.licence})" in message
 
 
-def test_real_slices_and_the_atlas_may_be_missing(starter_folder: Path, tmp_path: Path) -> None:
-    """Label maps of KiTS and of organs are enough; without either of the two the folder is refused."""
-    for name in ("kits19-labels", "starter/totalsegmentator"):
+def test_label_maps_of_organs_are_enough(starter_folder: Path, tmp_path: Path) -> None:
+    """Without them the folder is refused, even if it has label maps of KiTS."""
+    for name in (KITS19_LABELS.path, TOTALSEGMENTATOR.path):
         shutil.copytree(starter_folder / name, tmp_path / name)
     found = find_starter_data(tmp_path)
     assert (found.atlas, found.slices, found.held_out_slices) == (None, (), ())
     shutil.rmtree(tmp_path / KITS19_LABELS.path)
-    with pytest.raises(KitsattnError, match="holds too little"):
+    assert find_starter_data(tmp_path).label_maps == ()
+    shutil.copytree(starter_folder / KITS19_LABELS.path, tmp_path / KITS19_LABELS.path)
+    shutil.rmtree(tmp_path / TOTALSEGMENTATOR.path)
+    with pytest.raises(KitsattnError, match="holds no label maps of organs"):
         find_starter_data(tmp_path)
 
 

@@ -10,9 +10,11 @@ import pytest
 
 from kitsattn.errors import KitsattnError
 from kitsattn.preprocess.store import open_dataset
+from kitsattn.synthesis import prepare
 from kitsattn.synthesis.data import find_starter_data
 from kitsattn.synthesis.painted import thin_labels
 from kitsattn.synthesis.prepare import PLAN, PreparedMaterial, plan_file, prepare_material
+from kitsattn.train.starter import describe_sources, made_dataset
 from kitsattn.volume.nifti import read_labels
 from kitsattn.workspace import Workspace
 
@@ -116,6 +118,26 @@ def test_data_that_grow_or_shrink_are_followed(copied: PreparedMaterial, starter
     assert [case.case_id for case in grown.open().painted] == ["case_00003", "case_00158", "case_00400"]
     assert len(grown.open().kidneys) == 6
     assert {path: seen for path, seen in written(root_of(copied)).items() if path in before} == before
+
+
+def test_without_label_maps_of_kits_phantoms_follow_no_patient(
+    starter_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are painted once, whole; all that is drawn from may then be used for any purpose."""
+    monkeypatch.setattr(prepare, "_PHANTOMS", 1)
+    monkeypatch.setattr(prepare, "_PHANTOM_SHAPE", (8, 240, 240))
+    found = find_starter_data(starter_folder)
+    free = replace(found, label_maps=(), atlas=None, slices=())
+    made = prepare_material(free, Workspace(tmp_path))
+    opened = made.open()
+    assert [case.case_id for case in opened.painted] == ["case_00000"]
+    assert opened.kidneys == []
+    assert made_dataset(made).licence == "CC BY 4.0"
+    sources = [(source.name, source.count, source.unit, source.licence) for source in describe_sources(made)]
+    assert sources[1:] == [("starter-phantoms", 1, "procedural phantoms", "CC0-1.0")]
+    before = written(tmp_path)
+    prepare_material(free, Workspace(tmp_path))
+    assert written(tmp_path) == before
 
 
 @pytest.mark.parametrize("name", ["bodies/s0001.npz", "kidneys/case_00003.npz"])
