@@ -36,7 +36,8 @@ class Postprocessing:
         min_volume_ml: Smaller objects are removed; 0 keeps all. 0.2 ml is a sphere of 7.3 mm. Besides the kidneys, 86
             label maps of KiTS19 hold 23 objects: one of 0.89 ml beside a kidney, the others of 0.043 ml or less. Their
             tumours fall into 89 components of 1.7 ml or more and 4 of 0.026 ml or less.
-        large_ml: Objects of at least this size are kept wherever they are and however many there are.
+        large_ml: Objects of at least this size are kept however many there are, and a mass wherever it is, unless there
+            are two kidneys with as much kidney tissue.
         attached_mm: How far along each axis a mass, or a piece of a kidney, may lie from a kidney and count as
             attached to it. Two voxels always do. The piece of 0.89 ml lies 1.9 mm from its kidney.
         most_kidneys: How many objects with kidney tissue are kept whatever their size.
@@ -120,8 +121,8 @@ def postprocess(
     2. `surplus kidneys`: of the objects with kidney tissue, `min_volume_ml` or more of it, the `most_kidneys` largest
        are kept, and every one that has `large_ml` (a transplant beside two own kidneys), is a piece near a kept one or
        is cut. The others are removed. A horseshoe kidney is one object.
-    3. `detached masses`: objects without kidney tissue are removed unless they are near a kept kidney, have `large_ml`
-       (a tumour that has replaced its kidney) or are cut.
+    3. `detached masses`: objects without kidney tissue are removed unless they are near a kept kidney, are cut, or have
+       `large_ml` and may have replaced a kidney: a bladder that is taken for a tumour lies beside two kidneys.
     4. `tumour specks`: components of tumour under `min_volume_ml` within an object get the class around them. Cysts may
        be that small, and kidney tissue in a tumour is left as it is.
     5. `holes in masses`: background that tumour or cyst encloses on all sides in 3D (6 neighbours) becomes the class
@@ -162,6 +163,7 @@ class _Work:
         voxels: The foreground of the map given.
         objects: Its objects.
         ml: Volume of each object.
+        tissue_ml: Volume of its kidney tissue.
         pieces: The places of each object.
         is_kidney: Whether each object has kidney tissue, more than a speck.
         is_cut: Whether each object reaches the first or the last slice.
@@ -182,8 +184,8 @@ class _Work:
         self.objects = find_components(self.voxels.places)
         self.pieces = self.objects.split(self.voxels.places)
         self.ml = self.objects.sizes * self.voxel_ml
-        tissue = self.objects.count_where(self.voxels.values == classes["kidney"])
-        self.is_kidney = (tissue > 0) & (tissue * self.voxel_ml >= rules.min_volume_ml)
+        self.tissue_ml = self.objects.count_where(self.voxels.values == classes["kidney"]) * self.voxel_ml
+        self.is_kidney = (self.tissue_ml > 0) & (self.tissue_ml >= rules.min_volume_ml)
         ends = np.isin(self.voxels.places[:, 0], (0, len(labels) - 1))
         self.is_cut = self.objects.count_where(ends) > 0
         self.kept = np.ones(self.objects.count, bool)
@@ -214,12 +216,13 @@ class _Work:
 
     def remove_detached_masses(self) -> Step:
         kidneys = self._kidneys()
+        both = sum(self.tissue_ml[number] >= self.rules.large_ml for number in kidneys) > 1
         removed, reasons = [], []
         for number in np.flatnonzero(~self.is_kidney & self.kept).tolist():
             if self._near(number, kidneys):
                 continue
             size = f"mass of {self.ml[number]:.3g} ml away from any kidney"
-            if self.ml[number] >= self.rules.large_ml:
+            if self.ml[number] >= self.rules.large_ml and not both:
                 reasons.append(f"kept: {size}, large")
             elif self.is_cut[number]:
                 reasons.append(f"kept: {size}, {_CUT}")

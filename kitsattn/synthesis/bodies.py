@@ -143,7 +143,7 @@ def draw_body(
     """
     body = bodies[int(rng.integers(len(bodies)))]
     depth = len(body.tissues)
-    on_kidney = len(body.kidney_planes) and rng.random() < 0.62
+    on_kidney = len(body.kidney_planes) and rng.random() < 0.5
     centre = int(rng.choice(body.kidney_planes)) if on_kidney else int(rng.integers(depth))
     step = SLICE_MM * np.exp(rng.normal(0.0, 0.15)) / body.spacing_mm[0]
     positions = centre + step * (np.arange(SLICES) - SLICES // 2)
