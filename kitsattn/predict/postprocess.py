@@ -36,8 +36,8 @@ class Postprocessing:
         min_volume_ml: Smaller objects are removed; 0 keeps all. 0.2 ml is a sphere of 7.3 mm. Besides the kidneys, 86
             label maps of KiTS19 hold 23 objects: one of 0.89 ml beside a kidney, the others of 0.043 ml or less. Their
             tumours fall into 89 components of 1.7 ml or more and 4 of 0.026 ml or less.
-        large_ml: Objects of at least this size are kept however many there are, and a mass wherever it is, unless there
-            are two kidneys with as much kidney tissue.
+        large_ml: Objects with at least as much kidney tissue are kept however many there are, and a mass of this size
+            wherever it is, unless there are two such kidneys.
         attached_mm: How far along each axis a mass, or a piece of a kidney, may lie from a kidney and count as
             attached to it. Two voxels always do. The piece of 0.89 ml lies 1.9 mm from its kidney.
         most_kidneys: How many objects with kidney tissue are kept whatever their size.
@@ -119,8 +119,8 @@ def postprocess(
 
     1. `small objects`: objects under `min_volume_ml` are removed.
     2. `surplus kidneys`: of the objects with kidney tissue, `min_volume_ml` or more of it, the `most_kidneys` largest
-       are kept, and every one that has `large_ml` (a transplant beside two own kidneys), is a piece near a kept one or
-       is cut. The others are removed. A horseshoe kidney is one object.
+       are kept, and every one that has `large_ml` of it (a transplant beside two own kidneys), is a piece near a kept
+       one or is cut. The others are removed. A horseshoe kidney is one object.
     3. `detached masses`: objects without kidney tissue are removed unless they are near a kept kidney, are cut, or have
        `large_ml` and may have replaced a kidney: a bladder that is taken for a tumour lies beside two kidneys.
     4. `tumour specks`: components of tumour under `min_volume_ml` within an object get the class around them. Cysts may
@@ -202,7 +202,7 @@ class _Work:
         kept, removed, reasons = kidneys[:most], [], []
         for place, number in enumerate(kidneys[most:], most + 1):
             size = f"kidney object {place} by size, {self.ml[number]:.3g} ml"
-            if self.ml[number] >= self.rules.large_ml:
+            if self.tissue_ml[number] >= self.rules.large_ml:
                 kept.append(number)
                 reasons.append(f"kept: {size}, large enough to be one more kidney")
             elif self.is_cut[number]:

@@ -17,7 +17,7 @@ from scipy.spatial import ConvexHull, QhullError
 from kitsattn.errors import KitsattnError
 from kitsattn.files import atomic_path
 from kitsattn.labels import KIDNEY, TUMOUR
-from kitsattn.synthesis.frame import AIR_HU, FLOOR_HU, SLICE_MM, SLICES, blur, draw_frame, erode
+from kitsattn.synthesis.frame import AIR_HU, FLOOR_HU, PIXEL_MM, SLICE_MM, SLICES, blur, draw_frame, erode
 from kitsattn.synthesis.kidneys import KidneyCrop
 from kitsattn.synthesis.masses import draw_cyst_hu, draw_solid, paint_distractors, paint_kidney_mass
 from kitsattn.synthesis.textures import Textures
@@ -31,6 +31,7 @@ _LEAST_PIXELS = 50
 _DEPTH_UNIT_MM = 0.25
 _SIDES = (Tissue.RIGHT_KIDNEY, Tissue.LEFT_KIDNEY)
 _PELVIC_BONE = 0.02
+_LEAST_KIDNEY_PIXELS = 150
 
 _LABELS = np.zeros(len(Tissue), np.uint8)
 _LABELS[list(KIDNEY_TISSUES)] = KIDNEY
@@ -167,6 +168,7 @@ def draw_body(
     pelvis = float(np.mean(tissues == Tissue.SPONGY_BONE)) > _PELVIC_BONE
     _fill_body(rng, tissues, skin, textures, pelvis=pelvis)
     _fill_sinus(rng, tissues, textures)
+    _draw_hila(rng, tissues, textures)
     _divide_kidneys(rng, tissues, depths, textures)
     hu = palette.mean_hu[tissues]
     if thick:
@@ -271,6 +273,35 @@ def _fill_sinus(rng: Generator, tissues: NDArray[np.uint8], textures: Textures) 
     tissues[hollow] = Tissue.VISCERAL_FAT
     tissues[hollow & (content > rng.uniform(-0.5, 1.0))] = Tissue.VEIN
     tissues[hollow & (content < rng.uniform(-1.5, -0.2))] = Tissue.URETER
+
+
+def _draw_hila(rng: Generator, tissues: NDArray[np.uint8], textures: Textures) -> None:
+    """Lead a vein, an artery or the renal pelvis from each kidney's middle towards the spine; none of it is kidney.
+
+    Without contrast medium they look like kidney, and only their shape tells them apart.
+    """
+    count, height, width = tissues.shape
+    middle = np.isin(tissues[SLICES // 2], KIDNEY_TISSUES)
+    parts, _ = ndimage.label(middle)
+    spine = np.flatnonzero((tissues[SLICES // 2] == Tissue.SPONGY_BONE).any(axis=0))
+    midline = float(np.median(spine)) if len(spine) else width / 2
+    rows, columns = np.arange(height, dtype=np.float32)[:, None], np.arange(width, dtype=np.float32)
+    for number, box in enumerate(ndimage.find_objects(parts), 1):
+        if (parts[box] == number).sum() < _LEAST_KIDNEY_PIXELS or rng.random() < 0.4:
+            continue
+        row, column = (side.start + (side.stop - side.start - 1) / 2 for side in box)
+        rise, run = rng.uniform(-25.0, 8.0) / PIXEL_MM, midline - column
+        length = float(np.hypot(rise, run)) or 1.0
+        reach = min(length, rng.uniform(20.0, 60.0) / PIXEL_MM)
+        along = ((rows - row) * rise + (columns - column) * run) / length
+        across = np.abs((rows - row) * run - (columns - column) * rise) / length
+        radius = rng.uniform(2.0, 7.0) / PIXEL_MM * (1 + 0.3 * textures.field(rng, 8.0, count))
+        tube = (across < radius) & (along > 0) & (along < reach)
+        planes = np.arange(count) % SLICES
+        near = np.abs(planes - rng.integers(SLICES)) * SLICE_MM <= rng.uniform(4.0, 16.0)
+        soft = np.isin(tissues, (Tissue.VISCERAL_FAT, Tissue.SOFT_TISSUE, Tissue.VEIN, Tissue.URETER))
+        kind = rng.choice((Tissue.VEIN, Tissue.URETER, Tissue.ARTERY), p=(0.5, 0.35, 0.15))
+        tissues[tube & soft & near[:, None, None]] = kind
 
 
 def _divide_kidneys(rng: Generator, tissues: NDArray[np.uint8], depths: NDArray[np.uint8], textures: Textures) -> None:
