@@ -66,6 +66,8 @@ class ObjectContext(nn.Module):
         pooled: As in `SelfAttention`.
     """
 
+    CHAINS = (("join", "join_norm"),)
+
     def __init__(self, channels: int, *, pooled: bool = False) -> None:
         """Build one convolution that yields queries, keys and values, and the two behind the average."""
         super().__init__()
@@ -73,8 +75,7 @@ class ObjectContext(nn.Module):
         self.sizes = (half, half, half)
         self.scale = half**-0.5
         self.pooled = pooled
-        # Of two thirds of the projection's channels: before it, since right behind it `folding` would take all.
-        self.norm = nn.BatchNorm2d(2 * half)
+        self.norm = nn.BatchNorm2d(2 * half)  # of two thirds of the projection's channels
         self.projection = nn.Conv2d(channels, sum(self.sizes), kernel_size=1)
         self.context = nn.Conv2d(half, channels, kernel_size=1)
         nn.init.zeros_(self.context.weight)

@@ -8,13 +8,15 @@ What PyTorch's own compiler uses for this has no public name; where it is missin
 left as they are.
 """
 
-from typing import Any, cast
+from itertools import pairwise
+from typing import Any, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, relu
 
 from kitsattn.blocks.aspp import ASPP
+from kitsattn.blocks.folding import chains, is_plain_convolution
 
 _ONE = (1, 1)
 
@@ -89,7 +91,7 @@ class PackedASPP(nn.Module):
 def pack_convolutions(model: nn.Module) -> None:
     """Pack all convolutions, with the ReLU that stands right behind one, if this PyTorch can.
 
-    What stands right behind is told as in `folding.fold_batch_norm`, which goes first.
+    What stands right behind is told by `folding.chains`; `folding.fold_batch_norm` goes first.
 
     Args:
         model: On the CPU, in evaluation; changed in place. It runs in bf16 from here on, and has no parameters to save.
@@ -101,14 +103,24 @@ def pack_convolutions(model: nn.Module) -> None:
             if isinstance(child, ASPP):
                 parent.register_module(name, PackedASPP(child))
     for parent in list(model.modules()):
-        children = [pair for pair in parent.named_children() if not isinstance(pair[1], nn.Identity)]
-        for number, (name, child) in enumerate(children):
-            if not isinstance(child, nn.Conv2d):
-                continue
-            rectifiers = [name for name, module in children[number + 1 : number + 2] if isinstance(module, nn.ReLU)]
-            parent.register_module(name, _pack(child, relu=bool(rectifiers)))
-            for rectifier in rectifiers:
-                parent.register_module(rectifier, nn.Identity())
+        _pack_chains(parent)
+        for name, child in list(parent.named_children()):
+            if _can_be_packed(child):
+                parent.register_module(name, _pack(child))
+
+
+def _pack_chains(parent: nn.Module) -> None:
+    """Pack the convolutions that have a ReLU right behind them."""
+    for chain in chains(parent):
+        there = [(name, module) for name, module in chain if not isinstance(module, nn.Identity)]
+        for (name, module), (next_name, next_module) in pairwise(there):
+            if _can_be_packed(module) and isinstance(next_module, nn.ReLU):
+                parent.register_module(name, _pack(module, relu=True))
+                parent.register_module(next_name, nn.Identity())
+
+
+def _can_be_packed(module: nn.Module) -> TypeGuard[nn.Conv2d]:
+    return is_plain_convolution(module) and module.padding_mode == "zeros" and not isinstance(module.padding, str)
 
 
 def _pack(convolution: nn.Conv2d, *, relu: bool = False) -> PackedConv2d:

@@ -29,12 +29,14 @@ class ResidualBlock(nn.Module):
         next_dilation: Dilation of the 3 x 3 convolution behind it, in a basic block.
     """
 
+    CHAINS = (("conv1", "bn1", "relu1"), ("conv2", "bn2", "relu2"), ("conv3", "bn3"))
+
     def __init__(
         self, kind: BlockKind, in_channels: int, width: int, *, stride: int, dilation: int, next_dilation: int
     ) -> None:
         """Build the convolutions, named as in torchvision."""
         super().__init__()
-        self.relu = nn.ReLU(inplace=True)  # behind the sum: here it stands right behind no convolution, see `packing`
+        self.relu = nn.ReLU(inplace=True)
         out_channels = width * _EXPANSION[kind]
         if kind == "basic":
             self.conv1 = _conv3x3(in_channels, width, stride, dilation)
@@ -78,6 +80,8 @@ class ResNetEncoder(nn.Module):
         width: Channels of the stem; the stages have 1, 2, 4, 8 times as many (four times that as bottlenecks).
         output_stride: 16 or 8; stages that would go beyond it dilate their convolutions instead.
     """
+
+    CHAINS = (("conv1", "bn1", "relu", "maxpool"),)
 
     def __init__(
         self, in_channels: int, kind: BlockKind, depths: Sequence[int], width: int, output_stride: Literal[8, 16]

@@ -82,6 +82,9 @@ def load_model(checkpoint: Checkpoint, where: str) -> nn.Module:
         raise KitsattnError(msg)
     with torch.device("meta"):
         model = build_model(header.model, config)
+    unsaved = {name for name, _ in model.named_buffers()} - checkpoint.model.keys()
+    if unsaved:  # the network computes them when it is built
+        model = build_model(header.model, config)
     try:
         model.load_state_dict(dict(checkpoint.model), assign=True)
     except RuntimeError as error:

@@ -10,9 +10,6 @@ from torch import Tensor, nn
 from kitsattn.checkpoint.file import load_checkpoint
 from kitsattn.errors import KitsattnError
 
-_CLASSES = "decoder.classify."
-"""The layer whose size is the number of classes."""
-
 
 def read_weights(path: Path) -> Mapping[str, Tensor]:
     """Read the tensors of a safetensors file by name, onto the CPU.
@@ -34,7 +31,8 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
 def load_initial(network: nn.Module, name: str, path: Path) -> str:
     """Put the weights of a checkpoint into a fresh network, for fine-tuning.
 
-    The last layer keeps its own where the checkpoint has other classes.
+    Where the checkpoint has other classes, the network keeps its own weights in the layers whose first axis is the
+    classes.
 
     Args:
         network: The network.
@@ -53,9 +51,12 @@ def load_initial(network: nn.Module, name: str, path: Path) -> str:
     if own.keys() != found.keys():
         msg = f"{path} is a network {checkpoint.header.model} and not {name} with these settings: leave --model out"
         raise KitsattnError(msg)
+    classes = len(checkpoint.header.labels)
     other = [key for key, tensor in found.items() if tensor.shape != own[key].shape]
-    if any(not key.startswith(_CLASSES) for key in other):
-        key = next(key for key in other if not key.startswith(_CLASSES))
+    for key in other:
+        (first, *rest), (_, *own_rest) = found[key].shape or (0,), own[key].shape or (0,)
+        if first == classes and rest == own_rest:
+            continue
         sizes = f"{tuple(found[key].shape)}, the network needs {tuple(own[key].shape)}"
         msg = f"{path}: {key} has the shape {sizes}: leave --model and --model-settings out to take its settings"
         raise KitsattnError(msg)

@@ -1,7 +1,10 @@
 """Networks by name: a name is a settings class, its values, and the function that builds the network from them."""
 
+import functools
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from typing import Any, Protocol
 
 from torch import nn
@@ -50,7 +53,11 @@ class ModelEntry:
         return from_json(type(self.config), content, where)
 
 
+PLUGINS = "kitsattn.models"
+"""Entry points of this group are modules of other packages that register networks when they are imported."""
+
 _ENTRIES: dict[str, ModelEntry] = {}
+_log = logging.getLogger(__name__)
 
 
 def register_model(name: str, config: ModelConfig, build: Callable[[Any], nn.Module]) -> None:
@@ -65,8 +72,20 @@ def register_model(name: str, config: ModelConfig, build: Callable[[Any], nn.Mod
     _ENTRIES[name] = ModelEntry(name, config, build)
 
 
+@functools.cache
+def load_plugins() -> None:
+    """Import the modules of other packages that register networks; one that fails is named and left out."""
+    for plugin in entry_points(group=PLUGINS):
+        try:
+            plugin.load()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the other networks work
+            owner = plugin.dist.name if plugin.dist else plugin.value
+            _log.warning("the networks of %s cannot be used: %s: %s", owner, type(error).__name__, error)
+
+
 def model_names() -> list[str]:
     """Return the names of all networks, in the order of registration."""
+    load_plugins()
     return list(_ENTRIES)
 
 
@@ -76,6 +95,7 @@ def model_entry(name: str) -> ModelEntry:
     Raises:
         KitsattnError: If there is none.
     """
+    load_plugins()
     if name not in _ENTRIES:
         msg = f"there is no model named {name!r}{suggest(name, _ENTRIES)}: choose one of {', '.join(_ENTRIES)}"
         raise KitsattnError(msg)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from kitsattn import __version__
 from kitsattn.batches.loader import SlabBatch
 from kitsattn.blocks.normalization import synchronize_batch_norm
+from kitsattn.blocks.resnet import ResNetEncoder
 from kitsattn.checkpoint.file import Checkpoint, load_checkpoint, save_checkpoint
 from kitsattn.checkpoint.header import Header, Provenance, TrainingSource
 from kitsattn.checkpoint.state import (
@@ -38,9 +39,6 @@ from kitsattn.train.recipe import Recipe
 from kitsattn.train.schedule import Schedule, build_schedule
 from kitsattn.train.starter import describe_sources
 from kitsattn.words import name_some
-
-if TYPE_CHECKING:
-    from kitsattn.blocks.resnet import ResNetEncoder
 
 _DICE_MEMORY = 0.9
 """Weight of the past in the moving average of the validation Dice, as in nnU-Net."""
@@ -116,7 +114,10 @@ def start(job: FoldJob) -> Learner:
     if job.initial_weights is not None:
         _log.info("weights: %s", load_initial(learner.model, job.model, job.initial_weights))
     if job.encoder_weights is not None:
-        encoder = cast("ResNetEncoder", learner.model.get_submodule("encoder"))
+        encoder = getattr(learner.model, "encoder", None)
+        if not isinstance(encoder, ResNetEncoder):
+            msg = f"the network {job.model} has no ResNet encoder: leave --encoder-weights out"
+            raise KitsattnError(msg)
         _log.info("encoder: %s", encoder.load_published(read_weights(job.encoder_weights)))
     if learner.average is not None:
         learner.average.load_state_dict(learner.model.state_dict())
