@@ -66,6 +66,12 @@ WorkspaceOption = Annotated[
         show_default=False,
     ),
 ]
+AssumeHuOption = Annotated[
+    bool,
+    typer.Option(
+        "--assume-hu", help="Take the values of every scan as HU without a check; the output records that it was given."
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print bare JSON on stdout instead of text.")]
 DeviceOption = Annotated[Device, typer.Option(help="Where to run; auto takes a CUDA GPU, else Apple's, else the CPU.")]
 PrecisionOption = Annotated[

@@ -14,6 +14,7 @@ import typer
 from kitsattn.cli.console import configure_logging, print_json, print_result, progress_bars, say, warn
 from kitsattn.cli.options import (
     AUTO,
+    AssumeHuOption,
     Device,
     DeviceOption,
     JsonOption,
@@ -179,6 +180,7 @@ def predict(
         float, typer.Option(min=0.0, max=0.9, help="Share of a window that its neighbour covers too, in large slices.")
     ] = 0.5,
     overwrite: OverwriteOption = False,
+    assume_hu: AssumeHuOption = False,
     workspace: WorkspaceOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -204,6 +206,7 @@ def predict(
             preview=_beside(preview, case.name, ".png", many=many),
             probabilities=_beside(probabilities, case.name, ".nii.gz", many=many),
             pictured=report is not None,
+            assume_hu=assume_hu,
         )
         for case in cases
     ]

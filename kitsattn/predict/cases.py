@@ -38,6 +38,7 @@ class PredictionCase:
         preview: Where a sheet with slices and contours goes, as PNG; it is replaced.
         probabilities: Where the probabilities of all classes go, as NIfTI; it is replaced.
         pictured: Whether a small picture is drawn for a report.
+        assume_hu: Whether the scan's values are taken as HU without a check.
     """
 
     name: str
@@ -48,6 +49,7 @@ class PredictionCase:
     preview: Path | None = None
     probabilities: Path | None = None
     pictured: bool = False
+    assume_hu: bool = False
 
 
 def read_ahead(case: PredictionCase) -> Callable[[], Volume]:

@@ -79,12 +79,13 @@ def read_header(case: CaseFiles) -> CaseHeader:
     )
 
 
-def read_case(case: CaseFiles, classes: Mapping[str, int]) -> tuple[Volume, Volume]:
+def read_case(case: CaseFiles, classes: Mapping[str, int], *, assume_hu: bool = False) -> tuple[Volume, Volume]:
     """Read scan and label map, and check that they belong together.
 
     Args:
         case: The files.
         classes: Class name to label value.
+        assume_hu: Whether the scan's values are taken as HU without a check.
 
     Returns:
         The scan in HU and the label map, on the same grid.
@@ -93,7 +94,7 @@ def read_case(case: CaseFiles, classes: Mapping[str, int]) -> tuple[Volume, Volu
         KitsattnError: If a file cannot be read, is not in HU or no label map, or the two do not belong together.
     """
     assert case.labels is not None
-    scan = check_hu(read_scan(case.image))
+    scan = check_hu(read_scan(case.image), assume=assume_hu)
     label_map = read_labels(case.labels)
     _check_same_grid(case, scan.geometry, label_map.geometry)
     if label_map.array.max() > max(classes.values()):
