@@ -48,11 +48,12 @@ def check_hu(volume: Volume, *, assume: bool = False) -> Volume:
 
     The evidence is taken from about a million voxels on a regular grid. Values below -1100 are padding outside the
     field of view (-2000, -2048, -3024 are common) and do not count. The judgement is made over the body, whatever the
-    field around it: over the voxels from -250 HU on, which leaves out air and lung. A scan is in HU if
+    field around it: over the voxels from -250 HU on, which leaves out air and lung. Where there is no air, 0 may stand
+    for it, and is left out too. A scan is in HU if
 
     - its body is at least 0.1 % of the voxels, and at least half of it lies where fat and soft tissue do, -250 to 300;
-    - the body's values are most frequent above -150: with the offset subtracted twice only bone is left, and its
-      values are most frequent at the lower end;
+    - where a hundredth of the voxels lie below it, the body's values are most frequent above -150: with the offset
+      subtracted twice only bone is left, and its values are most frequent at the lower end;
     - at least 0.3 % of the body lies where fat does, -250 to -50, which grey values, MR and offset CT do not reach; or,
       in phantoms and bodies without fat, at least 1 % of the voxels are air, -1100 to -900; and
     - without air, it is not an offset scan whose noisy air reaches the values of fat: such a scan has at least 0.5 % of
@@ -132,14 +133,16 @@ def normalise(hu: NDArray[np.float32], mean_hu: float, std_hu: float) -> NDArray
 
 def _is_hu(measured: NDArray[Any]) -> bool:
     """Tell whether values are HU; the rules are in `check_hu`."""
-    tissue = measured[measured >= _TISSUE_FROM]
-    if tissue.size <= _LEAST_TISSUE * measured.size or _share(tissue, _BODY) < _LEAST_BODY:
-        return False
-    # Where a display window ends above -250, the lowest value stands for all air.
-    if _peak_bin(tissue[tissue > measured.min()]) < _TISSUE_PEAK_FROM:
-        return False
     air = measured[(measured >= _AIR[0]) & (measured <= _AIR[1])]
     has_air = air.size >= _LEAST_AIR * measured.size
+    # Without air, 0 may stand for it.
+    tissue = measured[(measured >= _TISSUE_FROM) & (has_air | (measured != 0))]
+    if tissue.size <= _LEAST_TISSUE * measured.size or _share(tissue, _BODY) < _LEAST_BODY:
+        return False
+    # Where a display window ends above -250, its lowest value stands for all air.
+    is_clipped = np.count_nonzero(measured < _TISSUE_FROM) < _LEAST_AIR * measured.size
+    if not is_clipped and _peak_bin(tissue) < _TISSUE_PEAK_FROM:
+        return False
     if _share(tissue, _FAT) >= _LEAST_FAT:
         return has_air or not _may_be_offset(measured)
     return has_air and (air.min() < air.max() or _is_body_in_padding(tissue))

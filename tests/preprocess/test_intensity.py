@@ -54,14 +54,14 @@ class Body:
         """Return HU, (z, y, x): air, fat, muscle, kidneys, bone."""
         y, x = np.indices((192, 192)) - 95.5
         distance = np.hypot(y / 0.8, x)
-        hu = np.full((2, 192, 192), -1000.0)
+        hu: np.ndarray = np.full((2, 192, 192), -1000.0)
         hu[:, distance < self.radius] = -100
         hu[:, distance < max(self.radius - self.fat, self.radius / 3)] = 50
         for side in (-1, 1):
             hu[:, np.hypot(y, x - side * self.radius / 3) < self.radius / 7] = self.kidney
         hu[:, np.hypot(y - self.radius / 3, x) < self.radius / 9] = self.spine
-        hu += self.rng.normal(0, self.noise, hu.shape)
-        return hu
+        noisy: np.ndarray = hu + self.rng.normal(0, self.noise, hu.shape)
+        return noisy
 
 
 def bodies(

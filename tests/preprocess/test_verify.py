@@ -124,7 +124,7 @@ def test_scan_exported_for_display_is_suspected(case: CaseFiles) -> None:
 
     (finding,) = check(case)
 
-    assert "the values are cut off at -160 HU" in finding.text
+    assert "The values are cut off at -160 HU" in finding.text
 
 
 def test_empty_label_map_and_missing_class_are_told(case: CaseFiles) -> None:
