@@ -1,8 +1,8 @@
 """NIfTI files, in any orientation: read into (z, y, x), written onto the scan's own grid.
 
 Where sform and qform disagree the sform is used, as nibabel does: it can hold any affine, and it is the one that
-tools update. The qform is used where the sform is not set (code 0) or its matrix is singular. A disagreement of more
-than 0.1 mm anywhere in the scan is reported in `Volume.notes`. A file that sets neither is read as running to Left,
+tools update. The qform is used where the sform is not set (code 0) or its matrix is singular. If they are more than
+`SAME_GRID_VOXELS` apart, that is reported in `Volume.notes`. A file that sets neither is read as running to Left,
 Anterior and Superior, and that is reported too.
 """
 
@@ -24,17 +24,15 @@ from numpy.typing import NDArray
 from kitsattn import __version__
 from kitsattn.errors import KitsattnError
 from kitsattn.files import atomic_path, unreadable
-from kitsattn.volume.geometry import Geometry
+from kitsattn.volume.geometry import SAME_GRID_VOXELS, Geometry, voxels_apart
 from kitsattn.volume.integrity import refuse_short
 from kitsattn.volume.label_table import caret_extension
 from kitsattn.volume.orientation import SPATIAL_AXES, bad_spacing, canonical_grid, file_affine, layout
 from kitsattn.volume.volume import FileGrid, Volume, copy_tiles
 from kitsattn.volume.voxels import label_values, refuse_non_numbers, scan_values
+from kitsattn.words import number
 
 SUFFIXES = (".nii", ".nii.gz")
-
-FORM_TOLERANCE_MM = 0.1
-"""How far apart sform and qform may put a voxel before that is reported."""
 
 _MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 """Unit codes of NIfTI: unknown (taken as mm), metre, millimetre, micrometre."""
@@ -325,11 +323,10 @@ def _choose_affine(header: nib.Nifti1Header) -> tuple[NDArray[np.float64], list[
         return (qform if sform is None else sform), []
     if not np.all(np.isfinite(sform)) or np.linalg.matrix_rank(sform) < len(sform):
         return qform, ["The sform's matrix is singular; the qform was used."]
-    last = np.array([size - 1 for size in header.get_data_shape()[:SPATIAL_AXES]])
-    corners = np.array([[i, j, k, 1] for i in (0, last[0]) for j in (0, last[1]) for k in (0, last[2])])
-    distance = np.linalg.norm(corners @ (sform - qform).T, axis=1).max()
-    if not distance <= FORM_TOLERANCE_MM:
-        return sform, [f"The sform and qform put voxels up to {distance:.3g} mm apart; the sform was used."]
+    distance = voxels_apart(header.get_data_shape()[:SPATIAL_AXES], sform, qform)
+    if not distance <= SAME_GRID_VOXELS:
+        apart = number(distance, SAME_GRID_VOXELS)
+        return sform, [f"The sform and qform are up to {apart} voxels apart; the sform was used."]
     return sform, []
 
 

@@ -22,6 +22,9 @@ SHEAR_TOLERANCE = 0.01
 Rounded headers stay far below it, a gantry tilt that was not corrected lies above it.
 """
 
+_AS_NEAR = 0.01
+"""Sums of three cosines that differ by less are rounding: a scan that is turned by 45 degrees lies between two axes."""
+
 _LONGEST_MM = 3000.0
 """Longer axes are a damaged header, or a slip of units: no scanner's are, and resampled they would fill the memory."""
 
@@ -72,7 +75,9 @@ def canonical_grid(
         raise KitsattnError(msg)
     # Rows Superior, Posterior, Left; columns the file's axes.
     toward = np.array([cosines[2], -cosines[1], -cosines[0]])
-    z, y, x = max(permutations(range(3)), key=lambda axes: float(np.abs(toward[range(3), axes]).sum()))
+    # Of axes that are about as near, the same in each file of one grid, whichever way its numbers were rounded.
+    nearness = {axes: float(np.abs(toward[range(3), axes]).sum()) for axes in permutations(range(3))}
+    z, y, x = next(axes for axes, near in nearness.items() if near > max(nearness.values()) - _AS_NEAR)
     order = (z, y, x)
     flipped = (bool(toward[0, z] < 0), bool(toward[1, y] < 0), bool(toward[2, x] < 0))
     canonical = np.eye(4)

@@ -142,7 +142,7 @@ BAD_LABELS = {
     "another shape": Bad(
         _other_shape, "(shape (z, y, x) (14, 64, 72) against (14, 63, 72)): export both from one scan"
     ),
-    "another place": Bad(_other_place, "(the grids lie up to 30 mm apart): export both from one scan"),
+    "another place": Bad(_other_place, "voxels apart): export both from one scan"),
     "unknown labels": Bad(
         _unknown_labels, "holds the unknown labels [7]: the labels of this data set are 0 background"
     ),

@@ -33,7 +33,7 @@ def with_bone(abdomen: Abdomen) -> np.ndarray:
 @pytest.mark.parametrize("dtype", [np.int16, np.float32])
 def test_whole_scans_have_no_notes(abdomen: Abdomen, dtype: type) -> None:
     """Air, a crop without air, padding, and a scanner's own limits are no loss."""
-    hu = with_bone(abdomen).astype(dtype)
+    hu: np.ndarray = with_bone(abdomen).astype(dtype)
 
     for whole in (hu, hu[:, 15:40, 20:60], np.where(hu < -900, -2000, hu), np.clip(hu, -1024, 3071)):
         assert notes_of(abdomen[0], whole.astype(dtype)) == ()

@@ -75,7 +75,7 @@ def bodies(
 
 def whole(values: np.ndarray) -> np.ndarray:
     """Return values as a file of whole numbers holds them."""
-    return np.rint(values).astype(np.int16)
+    return np.asarray(np.rint(values), np.int16)
 
 
 @settings(max_examples=40)

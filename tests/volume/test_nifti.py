@@ -48,7 +48,7 @@ def test_layouts_of_the_file_make_no_difference(tmp_path: Path, axes: str) -> No
     assert "".join(nib.aff2axcodes(nib.Nifti1Image.from_filename(path).affine)) == axes
     assert np.array_equal(found.array, volume.array)
     assert found.array.flags.c_contiguous
-    assert found.geometry.difference(volume.geometry, tolerance_mm=1e-4) is None
+    assert found.geometry.difference(volume.geometry, tolerance_voxels=1e-4) is None
     assert found.notes == ()
 
 
@@ -148,7 +148,7 @@ def test_units_of_the_file_are_heeded(tmp_path: Path) -> None:
 
 
 def test_sform_counts_where_the_forms_disagree(tmp_path: Path) -> None:
-    """Where sform and qform put voxels 10 mm apart the sform is used, and the note says so."""
+    """Where sform and qform put voxels 10 mm, 2 voxels, apart the sform is used, and the note says so."""
     image = make_image(np.zeros((4, 3, 2), np.int16))
     sform = image.affine.copy()
     sform[2, 3] += 10
@@ -159,7 +159,7 @@ def test_sform_counts_where_the_forms_disagree(tmp_path: Path) -> None:
     scan = read_scan(tmp_path / "scan.nii.gz")
 
     assert scan.geometry.origin_mm[0] == pytest.approx(10.0)
-    assert scan.notes == ("The sform and qform put voxels up to 10 mm apart; the sform was used.",)
+    assert scan.notes == ("The sform and qform are up to 2 voxels apart; the sform was used.",)
 
 
 def test_qform_counts_where_the_sform_is_not_set(tmp_path: Path) -> None:
@@ -452,7 +452,7 @@ def test_real_scan_reads_the_same_in_four_layouts(tmp_path: Path, test_data: Pat
         nib.save(image.as_reoriented(turn), tmp_path / f"{axes}.nii.gz")
         turned = read_scan(tmp_path / f"{axes}.nii.gz")
         assert np.array_equal(turned.array, scan.array)
-        assert turned.geometry.difference(scan.geometry, tolerance_mm=1e-4) is None
+        assert turned.geometry.difference(scan.geometry, tolerance_voxels=1e-4) is None
 
 
 def write_header(path: Path, **fields: object) -> None:
