@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from kitsattn.errors import KitsattnError
 from kitsattn.volume.geometry import Geometry, Shape, Triple
 from kitsattn.volume.volume import FileGrid
+from kitsattn.words import number
 
 RAS_FROM_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """Turns an affine of DICOM's and SimpleITK's world, (Left, Posterior, Superior), into NIfTI's."""
@@ -68,8 +69,9 @@ def canonical_grid(
     cosines = affine[:3, :3] / spacing
     shear = np.abs(cosines.T @ cosines - np.eye(3)).max()
     if shear > SHEAR_TOLERANCE:
+        cosine = number(shear, SHEAR_TOLERANCE)
         msg = (
-            f"{path} has a sheared affine (cosine {shear:.3g} between two axes, at most {SHEAR_TOLERANCE} is allowed): "
+            f"{path} has a sheared affine (cosine {cosine} between two axes, at most {SHEAR_TOLERANCE} is allowed): "
             "resample it onto an orthogonal grid first"
         )
         raise KitsattnError(msg)

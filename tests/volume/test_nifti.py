@@ -383,7 +383,7 @@ def test_voxels_that_are_no_numbers_are_refused(tmp_path: Path, value: float) ->
     nib.save(make_image(array), tmp_path / "scan.nii.gz")
 
     for read in (read_scan, read_labels):
-        with pytest.raises(KitsattnError, match="1 voxels that are NaN or infinite"):
+        with pytest.raises(KitsattnError, match=r"1 voxel that is (NaN|infinite)"):
             read(tmp_path / "scan.nii.gz")
 
 
@@ -515,7 +515,9 @@ def test_values_that_float32_cannot_hold_are_refused(tmp_path: Path) -> None:
     (tmp_path / "scan.nii").write_bytes(content[:352] + np.full(24, 1000, np.int16).tobytes())
 
     for read in (read_scan, read_labels):
-        with pytest.raises(KitsattnError, match=r"has 24 voxels that are NaN or infinite|holds values from 1e\+41"):
+        with pytest.raises(
+            KitsattnError, match=r"has 24 voxels that are |has .* that are infinite|holds values from 1e\+41"
+        ):
             read(tmp_path / "scan.nii")
 
 
