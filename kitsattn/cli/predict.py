@@ -26,7 +26,7 @@ from kitsattn.cli.options import (
     check_suffix,
 )
 from kitsattn.errors import KitsattnError
-from kitsattn.files import check_target, tidy_folder
+from kitsattn.files import check_target, missing, tidy_folder
 from kitsattn.jobs import keep_freed_memory
 from kitsattn.notices import SYNTHETIC_MODEL_NOTICE
 from kitsattn.words import plural
@@ -313,7 +313,7 @@ def _find_finished(
     if many:
         tidy_folder(cases[0].target.parent, older_s=_ABANDONED_S)
     finished = [case for case in cases if _is_finished(case)] if many and not overwrite else []
-    inputs = {_identity(case.source) for case in cases}
+    inputs = {_identity(case.source) for case in cases if case.source.exists()}
     for case in cases:
         if case not in finished:
             _check_outputs(case, report, inputs, overwrite=overwrite, many=many)
@@ -346,8 +346,7 @@ def _choose_cases(
     from kitsattn.volume.formats import OUTPUT_SUFFIXES
 
     if not source.exists():
-        msg = f"{source} does not exist"
-        raise KitsattnError(msg)
+        raise missing(source)
     suffix = DICOM_SUFFIX if chosen is Format.dicom else f".{chosen or Format.nifti}"
     is_file = output is not None and output.name.lower().endswith((*OUTPUT_SUFFIXES, DICOM_SUFFIX))
     name = scan_name(source)

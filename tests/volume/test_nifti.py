@@ -301,6 +301,41 @@ def test_truncated_gzip_is_refused(tmp_path: Path, read: Any, kept: float) -> No
         read(path)
 
 
+@pytest.mark.parametrize("read", [read_scan, read_grid])
+@pytest.mark.parametrize("after", [b"<html>not found</html>", b"\x1f\x8b and no more", b"x"])
+def test_bytes_after_the_compressed_voxels_are_reported_and_ignored(tmp_path: Path, read: Any, after: bytes) -> None:
+    """What a server or a disk adds behind a gzip member is no damage, also where it begins as gzip does."""
+    path = tmp_path / "scan.nii.gz"
+    write_nifti(path, make_volume())
+    sound = read(path)
+    path.write_bytes(path.read_bytes() + after)
+
+    found = read(path)
+
+    if read is read_grid:
+        assert found[0] == sound[0]
+    else:
+        assert np.array_equal(found.array, sound.array)
+        assert found.notes == (
+            f"{len(after)} byte{'s' if len(after) > 1 else ''} after the compressed data were ignored.",
+        )
+
+
+def test_members_of_gzip_are_one_file(tmp_path: Path) -> None:
+    """As bgzip and pigz write them; bytes after the last one are ignored, a member that is cut off is damage."""
+    write_nifti(tmp_path / "whole.nii", make_volume())
+    content = (tmp_path / "whole.nii").read_bytes()
+    first, second = gzip.compress(content[:360], mtime=0), gzip.compress(content[360:], mtime=0)
+    path = tmp_path / "scan.nii.gz"
+    for packed in (first + second, first + second + bytes(512), first + second + b"after"):
+        path.write_bytes(packed)
+        assert np.array_equal(read_scan(path).array, make_volume().array)
+    for packed in (first + second[:-9], first + b"after", first):
+        path.write_bytes(packed)
+        with pytest.raises(KitsattnError, match="truncated or damaged"):
+            read_scan(path)
+
+
 def test_flipped_bit_in_gzip_is_refused(tmp_path: Path) -> None:
     """A changed byte in the compressed voxels is found out by the checksum."""
     path = tmp_path / "scan.nii.gz"
