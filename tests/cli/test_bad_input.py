@@ -98,7 +98,7 @@ BAD_FILES = {
     "no gzip": Bad(_not_gzip, ": "),
     "truncated": Bad(_truncated, "is truncated or damaged"),
     "four axes": Bad(_four_axes, "(14, 64, 72, 2): a scan has three axes, extract one volume from it"),
-    "NaN": Bad(_not_a_number, "has 3 voxels that are NaN: replace them"),
+    "NaN": Bad(_not_a_number, "has 3 voxels that are NaN: "),
     "zero spacing": Bad(_zero_spacing, "has a spacing of 5 x 0 x 2.5 mm, but every axis needs a finite one above 0"),
     "infinite spacing": Bad(_infinite_spacing, "has a spacing of 5 x 2 x inf mm"),
     "sheared": Bad(
