@@ -20,6 +20,22 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PARTIAL = "." + "[0-9a-f]" * 8 + ".part.*"
 """What a name looks like until the file or folder is whole."""
 
+_CLUTTER = (
+    "__macosx",
+    "thumbs.db",
+    "ehthumbs.db",
+    "desktop.ini",
+    "@eadir",
+    "@recycle",
+    "@tmp",
+    "#recycle",
+    "#snapshot",
+    "$recycle.bin",
+    "system volume information",
+    "lost+found",
+)
+"""Names, in small letters, that macOS, Windows and file servers (Synology, QNAP) leave in folders and archives."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -168,6 +184,49 @@ def sole_writer(folder: Path, command: str) -> Iterator[None]:
         lock.release()
 
 
+def is_clutter(name: str) -> bool:
+    """Tell whether a file or folder was left by an operating system, archiver or file server, by its name."""
+    return name.startswith("._") or name.lower() in (*_CLUTTER, ".ds_store")
+
+
+def visible_entries(folder: Path) -> list[Path]:
+    """Return what a folder holds, by name, except hidden entries and clutter.
+
+    Raises:
+        OSError: If the folder cannot be read.
+    """
+    return sorted(path for path in folder.iterdir() if not (path.name.startswith(".") or is_clutter(path.name)))
+
+
+def is_file_or_dangling(path: Path) -> bool:
+    """Tell whether a path is a file, or a link to what is not there: whoever reads it reports the latter."""
+    return path.is_file() or is_dangling(path)
+
+
+def is_dangling(path: Path) -> bool:
+    """Tell whether a path is a link to what is not there, as git-annex leaves for files to be fetched."""
+    return path.is_symlink() and not path.exists()
+
+
+def expand_path(named: str | os.PathLike[str]) -> Path:
+    """Return a path with `~` and `$VARIABLES` expanded, which a shell does not do in all places.
+
+    A path that exists as it is named stays as it is, and so does a variable that is not set.
+    """
+    path = Path(named)
+    return path if path.exists() else Path(os.path.expandvars(path)).expanduser()
+
+
+def missing(path: Path) -> KitsattnError:
+    """Return the error for a path that is not there."""
+    if path.is_symlink():
+        return KitsattnError(
+            f"{path} is a link to {path.readlink()}, which does not exist: fetch the file that it stands for "
+            "(git annex get, dvc pull), or remove the link"
+        )
+    return KitsattnError(f"{path} does not exist")
+
+
 def refuse_existing(path: Path) -> None:
     """Raise if `path` exists, so that no output is overwritten unasked.
 
@@ -235,6 +294,8 @@ def sha256(path: Path) -> str:
 
 def unreadable(path: Path, error: OSError) -> KitsattnError:
     """Return what the user is told where `path` cannot be read."""
+    if is_dangling(path):
+        return missing(path)
     mend = ": see that you may read it" if isinstance(error, PermissionError) else ""
     return KitsattnError(f"{path} cannot be read ({error.strerror or error}){mend}")
 

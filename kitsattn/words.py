@@ -11,6 +11,14 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
+def number(value: float, limit: float) -> str:
+    """Write a number in three digits, or as many as it takes to see that it is not `limit`."""
+    digits = 3
+    while float(text := f"{value:.{digits}g}") == limit and value != limit:
+        digits += 1
+    return text
+
+
 def name_some(names: Iterable[str]) -> str:
     """Name the first few of many: `a, b, c, …`."""
     every = list(names)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kitsattn.errors import KitsattnError
+from kitsattn.files import expand_path, visible_entries
 
 ENVIRONMENT_VARIABLE = "KITSATTN_WORKSPACE"
 DEFAULT_FOLDER = "kitsattn-workspace"
@@ -28,9 +29,7 @@ class Workspace:
     @classmethod
     def choose(cls, folder: Path | None = None) -> "Workspace":
         """Return the workspace at `folder`, else at $KITSATTN_WORKSPACE, else at ./kitsattn-workspace."""
-        if folder is None:
-            folder = Path(os.environ.get(ENVIRONMENT_VARIABLE) or DEFAULT_FOLDER)
-        return cls(folder)
+        return cls(expand_path(folder or os.environ.get(ENVIRONMENT_VARIABLE) or DEFAULT_FOLDER))
 
     @property
     def raw(self) -> Path:
@@ -114,7 +113,7 @@ class Workspace:
 def _folders(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return [path for path in visible_entries(folder) if path.is_dir()]
 
 
 def _only(folder: Path, found: list[Path], *, description: str, none: str, several: str) -> Path:

@@ -14,10 +14,14 @@ from kitsattn.errors import KitsattnError
 from kitsattn.files import (
     atomic_folder,
     atomic_path,
+    expand_path,
+    is_clutter,
+    missing,
     read_json,
     sha256,
     sole_writer,
     tidy_folder,
+    visible_entries,
     write_json,
     write_text,
 )
@@ -201,3 +205,46 @@ def test_a_file_system_without_locks_keeps_nobody_out(tmp_path: Path, monkeypatc
 
 def _without_locks(*_: object, **__: object) -> None:
     raise NotImplementedError
+
+
+def test_what_systems_leave_in_folders_is_not_seen(tmp_path: Path) -> None:
+    """Archivers, desktops and file servers leave files and folders; names that only resemble theirs are kept."""
+    clutter = ["__MACOSX", "._a.nii.gz", ".DS_Store", "Thumbs.db", "THUMBS.DB", "desktop.ini", "@eaDir", "#recycle"]
+    for name in (*clutter, ".hidden", "a.nii.gz", "Thumbs.db.nii.gz", "macosx"):
+        (tmp_path / name).touch()
+
+    assert [path.name for path in visible_entries(tmp_path)] == ["Thumbs.db.nii.gz", "a.nii.gz", "macosx"]
+    assert all(map(is_clutter, clutter))
+    assert not is_clutter(".hidden")
+
+
+def test_paths_are_expanded_unless_they_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`~` is the home folder and `$NAME` a variable; one that is not set, and a file of that name, stay."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/ann")
+    monkeypatch.setenv("STUDY", "/data/study")
+    monkeypatch.delenv("UNSET", raising=False)
+
+    for named, path in {
+        "~/x": "/home/ann/x", "$STUDY/a": "/data/study/a", "${STUDY}_2": "/data/study_2", "$HOME": "/home/ann",
+        "a~b": "a~b", "$UNSET/a": "$UNSET/a", "/abs/$STUDY": "/abs//data/study",
+    }.items():  # fmt: skip
+        assert expand_path(named) == expand_path(Path(named)) == Path(path)
+    (tmp_path / "$STUDY").touch()
+    assert expand_path("$STUDY") == Path("$STUDY")
+
+
+def test_a_link_to_nothing_is_reported_with_what_it_leads_to(tmp_path: Path) -> None:
+    """Whoever uses git-annex learns what to do."""
+    (tmp_path / "a.nii.gz").symlink_to(".git/annex/objects/x")
+
+    for error in (missing(tmp_path / "a.nii.gz"), caught(tmp_path / "a.nii.gz")):
+        assert "a.nii.gz is a link to .git/annex/objects/x, which does not exist: fetch" in str(error)
+    assert str(missing(tmp_path / "b")) == f"{tmp_path / 'b'} does not exist"
+
+
+def caught(path: Path) -> KitsattnError:
+    """Return the error of reading a file."""
+    with pytest.raises(KitsattnError) as error:
+        sha256(path)
+    return error.value

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import kitsattn.weights
 from kitsattn.errors import KitsattnError
-from kitsattn.files import sha256
+from kitsattn.files import expand_path, sha256
 from kitsattn.words import suggest
 
 NAMES = ("starter",)
@@ -82,7 +82,7 @@ def find_weights(named: str | PathLike[str]) -> Path:
     """
     if isinstance(named, str) and named in NAMES:
         return verify(named)
-    path = Path(named)
+    path = expand_path(named)
     if fspath(named) == path.name and not path.suffix and not path.exists():
         known = ", ".join(NAMES)
         msg = (

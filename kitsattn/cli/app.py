@@ -10,7 +10,8 @@ from typer.core import TyperGroup
 
 from kitsattn import __version__
 from kitsattn.cli import demo, doctor, download, evaluate, models, predict, preprocess, train
-from kitsattn.cli.console import configure_logging, drop_stream
+from kitsattn.cli.console import configure_logging, drop_stream, open_standard_streams
+from kitsattn.cli.options import Application
 from kitsattn.errors import Interrupted, KitsattnError
 from kitsattn.notices import RESEARCH_NOTICE
 
@@ -51,7 +52,7 @@ class _Commands(TyperGroup):
         return result
 
 
-app = typer.Typer(
+app = Application(
     name="kitsattn",
     cls=_Commands,
     no_args_is_help=True,
@@ -102,5 +103,6 @@ def main() -> None:
     The exit code is 0 on success, 1 on a mistake the user can mend, 2 on wrong usage, 130 on Ctrl-C, 143 on SIGTERM in
     training.
     """
+    open_standard_streams()
     configure_logging(verbose=False, quiet=False)
     app()

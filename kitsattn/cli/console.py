@@ -75,6 +75,23 @@ def print_json(content: Any) -> None:  # noqa: ANN401 - anything that json takes
     sys.stdout.write(json.dumps(content, indent=2) + "\n")
 
 
+def open_standard_streams() -> None:
+    """Open to nowhere what is closed of stdin, stdout and stderr, as under pythonw and some supervisors.
+
+    The descriptors are opened too: else the next file that is opened has the number of stdout or stderr, and what a
+    library prints goes into it.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free, which is this one
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None or stream.closed:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - until the process ends
+
+
 def drop_stream(stream: TextIO) -> None:
     """Send to nowhere what a stream could not write: at its end the interpreter would try again, and complain."""
     with suppress(OSError), Path(os.devnull).open("w", encoding="utf-8") as nowhere:

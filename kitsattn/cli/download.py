@@ -6,11 +6,11 @@ from typing import Annotated
 import typer
 
 from kitsattn.cli.console import command_line, print_json, print_result, progress_bars, say
-from kitsattn.cli.options import JsonOption, WorkspaceOption
+from kitsattn.cli.options import Application, JsonOption, WorkspaceOption
 from kitsattn.errors import KitsattnError
 from kitsattn.workspace import Workspace
 
-app = typer.Typer(help="Fetch a data set.", no_args_is_help=True)
+app = Application(help="Fetch a data set.", no_args_is_help=True)
 
 
 @app.callback()

@@ -11,6 +11,7 @@ import typer
 from kitsattn.cli.challenge import rank, submission
 from kitsattn.cli.console import print_json, print_result, progress_bars, say, warn
 from kitsattn.cli.options import (
+    Application,
     JsonOption,
     Protocol,
     SchedulerOption,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from kitsattn.evaluate.scores import Scores
     from kitsattn.labels import ScoringProtocol
 
-app = typer.Typer(help="Score predicted label maps against references.", no_args_is_help=True)
+app = Application(help="Score predicted label maps against references.", no_args_is_help=True)
 
 
 @app.callback()

@@ -7,12 +7,13 @@ from typing import Annotated, Any
 import typer
 
 from kitsattn.cli.console import print_json, print_result, warn
-from kitsattn.cli.options import JsonOption, OverwriteOption
+from kitsattn.cli.options import Application, JsonOption, OverwriteOption
 from kitsattn.errors import KitsattnError
+from kitsattn.files import expand_path
 from kitsattn.notices import SYNTHETIC_MODEL_NOTICE
 from kitsattn.words import suggest
 
-app = typer.Typer(help="List networks and trained models, describe or export one.", no_args_is_help=True)
+app = Application(help="List networks and trained models, describe or export one.", no_args_is_help=True)
 
 _STATISTICS = (".running_mean", ".running_var", ".num_batches_tracked")
 """Ends of the names of stored tensors that are not parameters."""
@@ -71,8 +72,8 @@ def describe(
     if what in NAMES:
         content = {"name": what, **_checkpoint(find_weights(what))}
         card = read_card(what)
-    elif what.endswith(".safetensors") or Path(what).is_file():
-        content, card = _checkpoint(Path(what)), ""
+    elif what.endswith(".safetensors") or expand_path(what).is_file():
+        content, card = _checkpoint(expand_path(what)), ""
     else:
         content, card = _network(what), ""
     if json:

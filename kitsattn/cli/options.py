@@ -2,13 +2,17 @@
 
 from collections.abc import Callable
 from enum import StrEnum
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from kitsattn.errors import KitsattnError
+from kitsattn.files import expand_path
 from kitsattn.labels import KITS19, KITS23, ScoringProtocol
+
+Command = TypeVar("Command", bound=Callable[..., None])
 
 AUTO = "auto"
 """The batch size that is chosen by memory."""
@@ -57,6 +61,36 @@ def batch_size_check(least: int) -> Callable[[str | None], str | None]:
     return check
 
 
+class Application(typer.Typer):
+    """Commands whose arguments and options expand `~` and `$VARIABLES` in paths."""
+
+    def command(self, *arguments: Any, **settings: Any) -> Callable[[Command], Command]:  # noqa: ANN401 - typer's own
+        """Return a decorator that adds a command, as typer does."""
+        add = super().command(*arguments, **settings)
+
+        def decorate(function: Command) -> Command:
+            add(_expand_paths(function))
+            return function
+
+        return decorate
+
+
+def _expand_paths(function: Callable[..., None]) -> Callable[..., None]:
+    """Return a command that gets its paths expanded."""
+
+    @wraps(function)
+    def run(**values: object) -> None:
+        function(**{name: _expanded(value) for name, value in values.items()})
+
+    return run
+
+
+def _expanded(value: Any) -> Any:  # noqa: ANN401 - what an option can hold
+    if isinstance(value, list):
+        return [_expanded(item) for item in value]
+    return expand_path(value) if isinstance(value, Path) else value
+
+
 WorkspaceOption = Annotated[
     Path | None,
     typer.Option(
@@ -64,6 +98,12 @@ WorkspaceOption = Annotated[
         metavar="DIR",
         help="Folder of all default paths. (default: $KITSATTN_WORKSPACE, else ./kitsattn-workspace)",
         show_default=False,
+    ),
+]
+AssumeHuOption = Annotated[
+    bool,
+    typer.Option(
+        "--assume-hu", help="Take the values of every scan as HU without a check; the output records that it was given."
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print bare JSON on stdout instead of text.")]

@@ -14,6 +14,7 @@ import typer
 from kitsattn.cli.console import configure_logging, print_json, print_result, progress_bars, say, warn
 from kitsattn.cli.options import (
     AUTO,
+    AssumeHuOption,
     Device,
     DeviceOption,
     JsonOption,
@@ -25,7 +26,7 @@ from kitsattn.cli.options import (
     check_suffix,
 )
 from kitsattn.errors import KitsattnError
-from kitsattn.files import check_target, tidy_folder
+from kitsattn.files import check_target, missing, tidy_folder
 from kitsattn.jobs import keep_freed_memory
 from kitsattn.notices import SYNTHETIC_MODEL_NOTICE
 from kitsattn.words import plural
@@ -179,6 +180,7 @@ def predict(
         float, typer.Option(min=0.0, max=0.9, help="Share of a window that its neighbour covers too, in large slices.")
     ] = 0.5,
     overwrite: OverwriteOption = False,
+    assume_hu: AssumeHuOption = False,
     workspace: WorkspaceOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -204,6 +206,7 @@ def predict(
             preview=_beside(preview, case.name, ".png", many=many),
             probabilities=_beside(probabilities, case.name, ".nii.gz", many=many),
             pictured=report is not None,
+            assume_hu=assume_hu,
         )
         for case in cases
     ]
@@ -310,7 +313,7 @@ def _find_finished(
     if many:
         tidy_folder(cases[0].target.parent, older_s=_ABANDONED_S)
     finished = [case for case in cases if _is_finished(case)] if many and not overwrite else []
-    inputs = {_identity(case.source) for case in cases}
+    inputs = {_identity(case.source) for case in cases if case.source.exists()}
     for case in cases:
         if case not in finished:
             _check_outputs(case, report, inputs, overwrite=overwrite, many=many)
@@ -343,8 +346,7 @@ def _choose_cases(
     from kitsattn.volume.formats import OUTPUT_SUFFIXES
 
     if not source.exists():
-        msg = f"{source} does not exist"
-        raise KitsattnError(msg)
+        raise missing(source)
     suffix = DICOM_SUFFIX if chosen is Format.dicom else f".{chosen or Format.nifti}"
     is_file = output is not None and output.name.lower().endswith((*OUTPUT_SUFFIXES, DICOM_SUFFIX))
     name = scan_name(source)

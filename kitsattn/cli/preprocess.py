@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kitsattn.cli.console import command_line, log_file, print_json, print_result, progress_bars, say
-from kitsattn.cli.options import JsonOption, SchedulerOption, WorkspaceOption
+from kitsattn.cli.options import AssumeHuOption, JsonOption, SchedulerOption, WorkspaceOption
 from kitsattn.errors import KitsattnError
 from kitsattn.words import plural
 from kitsattn.workspace import Workspace
@@ -80,6 +80,7 @@ def preprocess(
         bool, typer.Option("--report", help="Write a page to look at: plots, findings, and a preview of every case.")
     ] = False,
     resume: Annotated[bool, typer.Option("--resume/--restart", help="Keep cases that are finished already.")] = True,
+    assume_hu: AssumeHuOption = False,
     workspace: WorkspaceOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -91,7 +92,7 @@ def preprocess(
     Example: kitsattn preprocess ~/data/kits19
     """
     from kitsattn.datasets.find import find_dataset
-    from kitsattn.preprocess.run import preprocess_dataset
+    from kitsattn.preprocess.run import preprocess_dataset, verify_dataset
 
     for one, other, reason in (
         (verify and "--verify", report and "--report", "verifying prepares nothing that a report could show"),
@@ -109,8 +110,13 @@ def preprocess(
     dataset = find_dataset(raw, layout=layout)
     say(f"layout: {dataset.layout} ({plural(len(dataset.cases), 'case')} in {dataset.folder})")
     if verify:
-        following = command_line("preprocess", *named, workspace=workspace)
-        _verify(dataset, workers, scheduler, following=following, json=json)
+        options = ["--assume-hu"] if assume_hu else []
+        following = command_line("preprocess", *named, *options, workspace=workspace)
+        with progress_bars() as progress:
+            findings = verify_dataset(
+                dataset, workers=workers, scheduler=scheduler, assume_hu=assume_hu, progress=progress
+            )
+        _print_verified(dataset, findings, following=following, json=json)
         return
     folder = places.preprocessed / dataset.name
     with log_file(folder / "preprocess.log"), progress_bars() as progress:
@@ -123,6 +129,7 @@ def preprocess(
             workers=workers,
             scheduler=scheduler,
             resume=resume,
+            assume_hu=assume_hu,
             progress=progress,
         )
         following = command_line("train", *_choice(places, folder), "--fold", "0", workspace=workspace)
@@ -161,12 +168,8 @@ def _report(
     return report_dataset(result, next_step=following, workers=workers, scheduler=scheduler, progress=progress)
 
 
-def _verify(dataset: "Dataset", workers: int | None, scheduler: str | None, *, following: str, json: bool) -> None:
-    """Check a data set and tell what was found."""
-    from kitsattn.preprocess.run import verify_dataset
-
-    with progress_bars() as progress:
-        findings = verify_dataset(dataset, workers=workers, scheduler=scheduler, progress=progress)
+def _print_verified(dataset: "Dataset", findings: "Sequence[Finding]", *, following: str, json: bool) -> None:
+    """Print what was found in a data set; end with an error if a case cannot be used."""
     if json:
         print_json({"dataset": dataset.name, "cases": len(dataset.cases), "findings": _plain(findings)})
     else:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from kitsattn.datasets.dataset import UNKNOWN, CaseFiles, Dataset, read_description
 from kitsattn.errors import KitsattnError
+from kitsattn.files import is_dangling, is_file_or_dangling
 from kitsattn.labels import KITS19_LABELS, KITS23_LABELS
 from kitsattn.words import name_some
 
@@ -122,7 +123,7 @@ def _case_folders(cases_folder: Path) -> list[tuple[int, Path]]:
     found = [
         (int(match[1]), path)
         for path in cases_folder.iterdir()
-        if (match := _CASE_FOLDER.fullmatch(path.name)) and path.is_dir()
+        if (match := _CASE_FOLDER.fullmatch(path.name)) and (path.is_dir() or is_dangling(path))
     ]
     return sorted(found)
 
@@ -155,7 +156,7 @@ def _find_cases(folder: Path, labels_name: str) -> tuple[CaseFiles, ...]:
             msg = f"{folder} holds case {number} twice, as {numbered[number].name} and {path.name}: remove one of them"
             raise KitsattnError(msg)
         numbered[number] = path
-    without = [path.name for path in numbered.values() if not (path / IMAGE_NAME).is_file()]
+    without = [path.name for path in numbered.values() if not is_file_or_dangling(path / IMAGE_NAME)]
     if without:
         msg = (
             f"{folder}: {len(without)} of {len(numbered)} cases have no {IMAGE_NAME} ({name_some(without)}): "
@@ -166,4 +167,4 @@ def _find_cases(folder: Path, labels_name: str) -> tuple[CaseFiles, ...]:
 
 
 def _case_files(path: Path, labels: Path) -> CaseFiles:
-    return CaseFiles(path.name, path / IMAGE_NAME, labels if labels.is_file() else None)
+    return CaseFiles(path.name, path / IMAGE_NAME, labels if is_file_or_dangling(labels) else None)

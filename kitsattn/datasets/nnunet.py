@@ -24,6 +24,7 @@ from kitsattn.datasets.dataset import (
     read_description,
 )
 from kitsattn.errors import KitsattnError
+from kitsattn.files import visible_entries
 from kitsattn.labels import KITS19_LABELS, KITS23_LABELS
 from kitsattn.words import name_some
 from kitsattn.workspace import PREPARED_FORMAT
@@ -215,7 +216,7 @@ def _find_cases(folder: Path, ending: str) -> tuple[CaseFiles, ...]:
 
 
 def _files(folder: Path, ending: str) -> list[Path]:
-    """Return the files of that ending by name, without the hidden ones that macOS leaves in archives."""
+    """Return the files of that ending by name."""
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if path.name.endswith(ending) and not path.name.startswith("."))
+    return [path for path in visible_entries(folder) if path.name.endswith(ending)]

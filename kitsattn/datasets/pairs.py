@@ -17,6 +17,7 @@ from kitsattn.datasets.dataset import (
     read_description,
 )
 from kitsattn.errors import KitsattnError
+from kitsattn.files import is_file_or_dangling, visible_entries
 from kitsattn.labels import KITS19_LABELS
 from kitsattn.words import name_some
 
@@ -74,12 +75,12 @@ def _present(folder: Path, names: tuple[str, ...]) -> list[Path]:
 
 
 def _scans(folder: Path) -> list[Path]:
-    """Return the files in formats of scans by name, without the hidden ones that macOS leaves in archives."""
-    return sorted(
+    """Return the files in formats of scans by name, and links to what is not there."""
+    return [
         path
-        for path in folder.iterdir()
-        if path.name.lower().endswith(SCAN_SUFFIXES) and not path.name.startswith(".") and path.is_file()
-    )
+        for path in visible_entries(folder)
+        if path.name.lower().endswith(SCAN_SUFFIXES) and is_file_or_dangling(path)
+    ]
 
 
 def _stem(path: Path) -> str:

@@ -11,6 +11,7 @@ from kitsattn.datasets.find import find_dataset
 from kitsattn.datasets.kits import AGGREGATED_NAME, find_cases_folder, recognise_challenge
 from kitsattn.datasets.nnunet import read_nnunet_labels
 from kitsattn.errors import KitsattnError
+from kitsattn.files import visible_entries
 from kitsattn.labels import KITS19, KITS23, ScoringProtocol, protocol_of
 from kitsattn.words import count_rest, readable
 
@@ -154,9 +155,7 @@ def _normal(path: Path) -> Path:
 
 def _find_label_maps(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
-    for entry in sorted(folder.iterdir()):
-        if entry.name.startswith("."):
-            continue
+    for entry in visible_entries(folder):
         candidates = [entry]
         if entry.is_dir():
             candidates = sorted(entry.glob("segmentation.*")) or sorted(entry.glob(AGGREGATED_NAME))

@@ -259,7 +259,9 @@ def measurements() -> list[Measurement]:
 def user_table() -> Path:
     """Return where the user's own measurements lie: in the folder for caches."""
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "kitsattn" / "kernels.json"
+    return (
+        (Path(os.path.expandvars(base)).expanduser() if base else Path.home() / ".cache") / "kitsattn" / "kernels.json"
+    )
 
 
 def read_table(path: Path) -> list[Measurement]:

@@ -22,6 +22,7 @@ from kitsattn.predict.infer import Ensemble, Inference
 from kitsattn.predict.postprocess import Postprocessing, PostprocessReport, knows_classes, postprocess
 from kitsattn.predict.scan import CERTAIN, predict_volume
 from kitsattn.predict.statistics import measure_labels
+from kitsattn.preprocess.cuts import note_cuts
 from kitsattn.preprocess.intensity import check_hu
 from kitsattn.volume.dicom.segmentation import check_source, write_segmentation
 from kitsattn.volume.formats import read_labels, read_scan, write_labels
@@ -70,7 +71,8 @@ def read_case(case: PredictionCase, *, overwrite: bool, scan: Callable[[], Volum
     check_target(case.target, case.source, overwrite=overwrite)
     if case.target.suffix.lower() == DICOM_SUFFIX:
         check_source(case.source, case.series)
-    return told(check_hu(scan() if scan else read_scan(case.source, case.series)), case.source)
+    read = scan() if scan else read_scan(case.source, case.series)
+    return told(note_cuts(check_hu(read, assume=case.assume_hu)), case.source)
 
 
 def told(scan: Volume, name: object) -> Volume:
@@ -86,9 +88,11 @@ def recall_case(ensemble: Ensemble, case: PredictionCase) -> Prediction:
     Raises:
         KitsattnError: If scan or label map cannot be read, or they do not belong together.
     """
-    scan, labels = check_hu(read_scan(case.source, case.series)), read_labels(case.target)
-    if labels.geometry.shape != scan.geometry.shape:
-        msg = f"{case.target} is not the label map of {case.source}: --overwrite replaces it"
+    scan = check_hu(read_scan(case.source, case.series), assume=case.assume_hu)
+    labels = read_labels(case.target)
+    difference = scan.geometry.difference(labels.geometry)
+    if difference is not None:
+        msg = f"{case.target} is not the label map of {case.source} ({difference}): --overwrite replaces it"
         raise KitsattnError(msg)
     picture = _small_picture(case.name, scan, labels) if case.pictured else None
     volumes = _volumes_ml(ensemble, labels)
@@ -152,7 +156,7 @@ def write_case(
     labels, report = follow_rules(ensemble, labels, rules)
     if report is not None and report.voxels:
         _log.info("%s: post-processing changed %s", case.source, _describe(report))
-    note = provenance_note(ensemble)
+    note = provenance_note(ensemble, assumed_hu=case.assume_hu)
     if case.probabilities is not None:
         assert probabilities is not None
         write_probabilities(case.probabilities, labels, probabilities, unit=CERTAIN, note=note)
@@ -190,8 +194,13 @@ def describe_volumes(volumes_ml: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {ml:.1f} ml" for name, ml in volumes_ml.items())
 
 
-def provenance_note(ensemble: Ensemble) -> str:
-    """Return what a label map's header says of its making, as JSON text."""
+def provenance_note(ensemble: Ensemble, *, assumed_hu: bool = False) -> str:
+    """Return what a label map's header says of its making, as JSON text.
+
+    Args:
+        ensemble: The networks that made it.
+        assumed_hu: Whether the scan's values were taken as HU without a check, which is then recorded.
+    """
     first, made = ensemble.headers[0], credits_of(ensemble)
     note = {
         "made_by": f"kitsattn {__version__}",
@@ -206,6 +215,8 @@ def provenance_note(ensemble: Ensemble) -> str:
         "licence": made.licence,
         "sources": [asdict(source) for source in made.sources],
     }
+    if assumed_hu:
+        note["assumed_hu"] = True
     return json.dumps({**note, "warning": SYNTHETIC_MODEL_NOTICE} if ensemble.synthetic else note)
 
 

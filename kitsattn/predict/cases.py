@@ -11,7 +11,7 @@ from threading import Thread
 from kitsattn.datasets.dataset import SCAN_SUFFIXES
 from kitsattn.datasets.kits import IMAGE_NAME, find_cases_folder, scan_name
 from kitsattn.errors import KitsattnError
-from kitsattn.files import unreadable
+from kitsattn.files import expand_path, is_clutter, is_dangling, is_file_or_dangling, unreadable, visible_entries
 from kitsattn.volume.formats import is_dicom_file, read_scan
 from kitsattn.volume.volume import Volume
 from kitsattn.words import name_some
@@ -38,6 +38,7 @@ class PredictionCase:
         preview: Where a sheet with slices and contours goes, as PNG; it is replaced.
         probabilities: Where the probabilities of all classes go, as NIfTI; it is replaced.
         pictured: Whether a small picture is drawn for a report.
+        assume_hu: Whether the scan's values are taken as HU without a check.
     """
 
     name: str
@@ -48,6 +49,7 @@ class PredictionCase:
     preview: Path | None = None
     probabilities: Path | None = None
     pictured: bool = False
+    assume_hu: bool = False
 
 
 def read_ahead(case: PredictionCase) -> Callable[[], Volume]:
@@ -97,7 +99,11 @@ def find_cases(source: Path, folder: Path, suffix: str) -> list[PredictionCase]:
     if source.suffix.lower() == LIST_SUFFIX and source.is_file():
         scans = {path: scan_name(path) for path in _read_list(source)}
     elif cases_folder := find_cases_folder(source):
-        folders = sorted(path.parent for path in cases_folder.glob(f"case_*/{IMAGE_NAME}"))
+        folders = [
+            path
+            for path in sorted(cases_folder.glob("case_*"))
+            if is_dangling(path) or is_file_or_dangling(path / IMAGE_NAME)
+        ]
         scans = {path / IMAGE_NAME: _kits_name(path.name) for path in folders}
     else:
         found = [source] if _is_series(source) else sorted([*_scan_files(source), *_dicom_folders(source)])
@@ -124,7 +130,9 @@ def _read_list(path: Path) -> list[Path]:
         raise KitsattnError(msg) from error
     except OSError as error:
         raise unreadable(path, error) from error
-    scans = [path.parent / line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    scans = [
+        path.parent / expand_path(line.strip()) for line in lines if line.strip() and not line.lstrip().startswith("#")
+    ]
     missing = [str(scan) for scan in scans if not scan.exists()]
     if missing:
         msg = f"{path} names what is not there: {name_some(missing)}"
@@ -138,21 +146,27 @@ def _kits_name(folder: str) -> str:
 
 
 def _scan_files(folder: Path) -> list[Path]:
-    """Return the files of scans by name, without the hidden ones that macOS leaves in archives."""
+    """Return the files of scans by name, and links to what is not there."""
     return [
         path
-        for path in sorted(folder.iterdir())
-        if path.name.lower().endswith(_SCAN_SUFFIXES) and not path.name.startswith(".") and path.is_file()
+        for path in visible_entries(folder)
+        if path.name.lower().endswith(_SCAN_SUFFIXES) and is_file_or_dangling(path)
     ]
 
 
 def _is_series(folder: Path) -> bool:
     """Tell whether DICOM files lie right in a folder."""
-    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    files = [path for path in visible_entries(folder) if path.is_file()]
     return any(is_dicom_file(path) for path in files if not path.name.lower().endswith(_SCAN_SUFFIXES))
 
 
 def _dicom_folders(folder: Path) -> list[Path]:
-    """Return the folders in a folder that hold a DICOM file, however deep."""
-    inside = (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    return [path for path in inside if any(item.is_file() and is_dicom_file(item) for item in path.rglob("*"))]
+    """Return the folders in a folder that hold a DICOM file, however deep, and links to folders that are not there."""
+    return [path for path in visible_entries(folder) if _holds_dicom(path) or (is_dangling(path) and not path.suffix)]
+
+
+def _holds_dicom(folder: Path) -> bool:
+    if not folder.is_dir():
+        return False
+    inside = (path for path in folder.rglob("*") if not any(map(is_clutter, path.relative_to(folder).parts)))
+    return any(is_dangling(path) or (path.is_file() and is_dicom_file(path)) for path in inside)

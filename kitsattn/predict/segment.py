@@ -13,6 +13,7 @@ from kitsattn.predict.case import DEFAULT_RULES, follow_rules, told
 from kitsattn.predict.infer import Ensemble, Inference, load_ensemble
 from kitsattn.predict.postprocess import Postprocessing
 from kitsattn.predict.scan import predict_volume
+from kitsattn.preprocess.cuts import note_cuts
 from kitsattn.preprocess.intensity import check_hu
 from kitsattn.volume import nifti
 from kitsattn.volume.formats import from_image, read_scan, to_itk
@@ -53,6 +54,7 @@ def segment(
     model: AnyPath | Ensemble = DEFAULT,
     *,
     series: str | None = None,
+    assume_hu: bool = False,
     inference: Inference | None = None,
     locator: AnyPath | Ensemble | None = None,
     rules: Postprocessing | None = DEFAULT_RULES,
@@ -69,6 +71,7 @@ def segment(
             The shipped model `starter` is the default; `kitsattn models describe starter` says how accurate it is.
             Unlike `kitsattn predict`, this function does not look for networks in a workspace.
         series: Which series of several in DICOM, by number or UID; only for a path.
+        assume_hu: Whether the values are taken as HU without a check, for scans that are refused though they are in HU.
         inference: How the networks are run: batch, mirror images, overlap, fast.
         locator: A smaller model that finds the kidneys first, so that `model` predicts only the slices around them;
             a checkpoint, or what `load_model` returns.
@@ -88,7 +91,9 @@ def segment(
     else:
         msg = "an image in memory has no series: leave `series` out"
         raise KitsattnError(msg)
-    scan = told(check_hu(scan), image if isinstance(image, str | PathLike) else "the image")
+    scan = told(
+        note_cuts(check_hu(scan, assume=assume_hu)), image if isinstance(image, str | PathLike) else "the image"
+    )
     ensemble = model if isinstance(model, Ensemble) else load_model(model)
     if locator is not None and not isinstance(locator, Ensemble):
         locator = load_ensemble([find_weights(locator)], ensemble.device, ensemble.precision)

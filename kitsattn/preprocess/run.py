@@ -87,6 +87,7 @@ def preprocess_dataset(
     workers: int | None = None,
     scheduler: str | None = None,
     resume: bool = True,
+    assume_hu: bool = False,
     progress: Progress = silent,
 ) -> Preprocessed:
     """Prepare every labelled case of a data set; cases without labels are left out.
@@ -102,6 +103,7 @@ def preprocess_dataset(
         workers: Number of processes, 1 being this one; None takes as many others as there are cores and memory for.
         scheduler: Address of a Dask scheduler whose workers prepare the cases instead.
         resume: Whether cases that are finished already, from the same files and for the same target, are kept.
+        assume_hu: Whether the values of all scans are taken as HU without a check.
         progress: Called after each case of each step.
 
     Raises:
@@ -122,7 +124,7 @@ def preprocess_dataset(
     left_out = {finding.case_id for finding in oversized}
     cases = [case for case in cases if case.case_id not in left_out]
     crew = _Crew.of(workers, scheduler, [header for header in headers if header.case_id not in left_out], progress)
-    work = partial(prepare_case, folder=folder.absolute(), classes=dataset.labels)
+    work = partial(prepare_case, folder=folder.absolute(), classes=dataset.labels, assume_hu=assume_hu)
     with sole_writer(folder, "kitsattn preprocess"):
         _refuse_another(folder, cases)
         _tidy(folder)
@@ -161,7 +163,12 @@ def preprocess_dataset(
 
 
 def verify_dataset(
-    dataset: Dataset, *, workers: int | None = None, scheduler: str | None = None, progress: Progress = silent
+    dataset: Dataset,
+    *,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    assume_hu: bool = False,
+    progress: Progress = silent,
 ) -> tuple[Finding, ...]:
     """Read every voxel of a data set and tell what is wrong or odd, without preparing anything.
 
@@ -169,6 +176,7 @@ def verify_dataset(
         dataset: The raw data.
         workers: Number of processes, 1 being this one; None takes as many others as there are cores and memory for.
         scheduler: Address of a Dask scheduler whose workers read the cases instead.
+        assume_hu: Whether the values of all scans are taken as HU without a check.
         progress: Called after each case of each step.
 
     Returns:
@@ -185,7 +193,8 @@ def verify_dataset(
     except KitsattnError as error:
         findings.append(Finding(None, "error", str(error)))
     crew = _Crew.of(workers, scheduler, headers, progress)
-    reviews, errors = _part(crew.run(partial(review_case, classes=dataset.labels), cases, "verify"), cases)
+    review = partial(review_case, classes=dataset.labels, assume_hu=assume_hu)
+    reviews, errors = _part(crew.run(review, cases, "verify"), cases)
     findings += errors + [finding for review in reviews for finding in review.findings]
     findings += find_twins((review.source.case_id, review.source.image_sha256) for review in reviews)
     return _in_order(findings)

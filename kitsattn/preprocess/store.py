@@ -59,6 +59,7 @@ class CaseSource:
         labels: Its label map.
         image_sha256: Checksum of the scan's file.
         labels_sha256: Checksum of the label map's file.
+        assumed_hu: Whether the scan's values were taken as HU without a check.
     """
 
     case_id: str
@@ -66,6 +67,7 @@ class CaseSource:
     labels: Path
     image_sha256: str
     labels_sha256: str
+    assumed_hu: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +84,7 @@ class CaseRecord:
         image_sha256: Checksum of the scan's file.
         labels_sha256: Checksum of the label map's file.
         sizes: Name of each of its other files to its bytes.
+        assumed_hu: Whether the scan's values were taken as HU without a check.
     """
 
     format: str
@@ -93,6 +96,7 @@ class CaseRecord:
     image_sha256: str
     labels_sha256: str
     sizes: Mapping[str, int]
+    assumed_hu: bool = False
 
     def __post_init__(self) -> None:
         """Check the format."""
@@ -301,13 +305,14 @@ def save_case(
             image_sha256=source.image_sha256,
             labels_sha256=source.labels_sha256,
             sizes=sizes,
+            assumed_hu=source.assumed_hu,
         )
         write_json(unfinished / RECORD_FILE, to_json(record))
     return record
 
 
 def is_finished(folder: Path, source: CaseSource, target: Target, classes: Mapping[str, int]) -> bool:
-    """Tell whether a case was prepared from the same files for the same target and classes, and is all there."""
+    """Tell whether a case was prepared from the same files, read alike, for the same target and classes, as a whole."""
     place = case_folder(folder, source.case_id)
     try:
         record = read_record(folder, source.case_id)
@@ -345,6 +350,7 @@ def case_folder(folder: Path, case_id: str) -> Path:
 
 def _is_of(record: CaseRecord, source: CaseSource, target: Target, classes: Mapping[str, int]) -> bool:
     same_files = (record.image_sha256, record.labels_sha256) == (source.image_sha256, source.labels_sha256)
+    same_files = same_files and record.assumed_hu == source.assumed_hu
     return same_files and record.target == target and record.labels == classes
 
 

@@ -11,6 +11,7 @@ from kitsattn.datasets.dataset import CaseFiles
 from kitsattn.errors import KitsattnError
 from kitsattn.labels import BACKGROUND, check_labels
 from kitsattn.preprocess.crop import Box
+from kitsattn.preprocess.cuts import note_cuts
 from kitsattn.preprocess.fingerprint import Fingerprint
 from kitsattn.preprocess.intensity import check_hu
 from kitsattn.volume.formats import read_grid, read_labels, read_scan
@@ -23,10 +24,6 @@ Severity = Literal["error", "warning", "note"]
 _SOFT_TISSUE_HU = (-200, 600)
 """Where kidneys, tumours, cysts and their fat and stones lie in any contrast phase."""
 _STRANGE_SHARE = 0.1
-_UNCLIPPED_HU = (-900, 1000)
-"""A CT ends beyond: with air or padding below, with bone, metal or the scanner's own limit above."""
-_CLIPPED_SHARE = 0.002
-"""Share of voxels at the very end of the range that only clipping makes."""
 _THICK_MM = 10.0
 
 
@@ -79,12 +76,13 @@ def read_header(case: CaseFiles) -> CaseHeader:
     )
 
 
-def read_case(case: CaseFiles, classes: Mapping[str, int]) -> tuple[Volume, Volume]:
+def read_case(case: CaseFiles, classes: Mapping[str, int], *, assume_hu: bool = False) -> tuple[Volume, Volume]:
     """Read scan and label map, and check that they belong together.
 
     Args:
         case: The files.
         classes: Class name to label value.
+        assume_hu: Whether the scan's values are taken as HU without a check.
 
     Returns:
         The scan in HU and the label map, on the same grid.
@@ -93,7 +91,7 @@ def read_case(case: CaseFiles, classes: Mapping[str, int]) -> tuple[Volume, Volu
         KitsattnError: If a file cannot be read, is not in HU or no label map, or the two do not belong together.
     """
     assert case.labels is not None
-    scan = check_hu(read_scan(case.image))
+    scan = note_cuts(check_hu(read_scan(case.image), assume=assume_hu))
     label_map = read_labels(case.labels)
     _check_same_grid(case, scan.geometry, label_map.geometry)
     if label_map.array.max() > max(classes.values()):
@@ -114,14 +112,6 @@ def check_case(
         classes: Class name to label value.
     """
     texts = [f"{case.image}: {note}" for note in scan.notes] + [f"{case.labels}: {note}" for note in label_map.notes]
-    low, high = scan.array.min(), scan.array.max()
-    ends = [end for end, sound in ((low, low < _UNCLIPPED_HU[0]), (high, high > _UNCLIPPED_HU[1])) if not sound]
-    cut = [f"{end:g}" for end in ends if np.count_nonzero(scan.array == end) > _CLIPPED_SHARE * scan.array.size]
-    if cut:
-        texts.append(
-            f"{case.image}: the values are cut off at {' and '.join(cut)} HU, as if exported for display: "
-            "export the whole range"
-        )
     if fingerprint.spacing_mm[0] > _THICK_MM:
         texts.append(f"{case.image}: the slices lie {fingerprint.spacing_mm[0]:g} mm apart: is this a localiser?")
     foreground = fingerprint.foreground

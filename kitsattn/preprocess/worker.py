@@ -69,17 +69,19 @@ def reviewed_sources(folder: Path) -> list[CaseSource]:
     return sources
 
 
-def review_case(case: CaseFiles, *, classes: Mapping[str, int]) -> CaseReview:
-    """Read every voxel of a case and tell what was seen.
+def review_case(case: CaseFiles, *, classes: Mapping[str, int], assume_hu: bool = False) -> CaseReview:
+    """Read every voxel of a case and tell what was seen; `assume_hu` takes the scan's values as HU without a check.
 
     Raises:
         KitsattnError: If it cannot be read, or its files do not belong together.
     """
-    volumes = read_case(case, classes)
-    return _see(case, _find_source(case), volumes, classes, body_box(volumes[0]))
+    volumes = read_case(case, classes, assume_hu=assume_hu)
+    return _see(case, _find_source(case, assumed_hu=assume_hu), volumes, classes, body_box(volumes[0]))
 
 
-def prepare_case(case: CaseFiles, *, folder: Path, classes: Mapping[str, int], target: Target | None) -> Prepared:
+def prepare_case(
+    case: CaseFiles, *, folder: Path, classes: Mapping[str, int], target: Target | None, assume_hu: bool = False
+) -> Prepared:
     """Look at a case and prepare it for `target`, unless that was done before; without a target only look at it.
 
     Args:
@@ -87,11 +89,12 @@ def prepare_case(case: CaseFiles, *, folder: Path, classes: Mapping[str, int], t
         folder: Of the prepared data set.
         classes: Class name to label value.
         target: Spacing and window.
+        assume_hu: Whether the scan's values are taken as HU without a check.
 
     Raises:
         KitsattnError: If it cannot be read or written, or its files do not belong together.
     """
-    source = _find_source(case)
+    source = _find_source(case, assumed_hu=assume_hu)
     file = folder / FINGERPRINTS_FOLDER / f"{case.case_id}.json"
     # A review that is missing, of another version, or of other files is made anew.
     with suppress(KitsattnError):
@@ -100,7 +103,7 @@ def prepare_case(case: CaseFiles, *, folder: Path, classes: Mapping[str, int], t
             review = _moved(review, source)
             if target is None or is_finished(folder, source, target, classes):
                 return Prepared(review, kept=True)
-    scan, label_map = read_case(case, classes)
+    scan, label_map = read_case(case, classes, assume_hu=assume_hu)
     prepared = None if target is None else prepare_scan(scan, target)
     box = body_box(scan) if prepared is None else prepared.placement.box
     review = _see(case, source, (scan, label_map), classes, box)
@@ -119,13 +122,14 @@ def _see(
     return CaseReview(format=_FORMAT, source=source, labels=classes, fingerprint=fingerprint, findings=tuple(findings))
 
 
-def _find_source(case: CaseFiles) -> CaseSource:
+def _find_source(case: CaseFiles, *, assumed_hu: bool) -> CaseSource:
     assert case.labels is not None
-    return CaseSource(case.case_id, case.image, case.labels, sha256(case.image), sha256(case.labels))
+    checksums = sha256(case.image), sha256(case.labels)
+    return CaseSource(case.case_id, case.image, case.labels, *checksums, assumed_hu=assumed_hu)
 
 
 def _same_content(one: CaseSource, other: CaseSource) -> bool:
-    return (one.image_sha256, one.labels_sha256) == (other.image_sha256, other.labels_sha256)
+    return replace(one, image=other.image, labels=other.labels) == other
 
 
 def _moved(review: CaseReview, source: CaseSource) -> CaseReview:

@@ -121,7 +121,8 @@ def predict_held_out(job: FoldJob, checkpoint: Path, *, progress: Progress = sil
                 raise KitsattnError(msg)
         target = job.folder / VALIDATION / f"{case_id}.nii.gz"
         if not _is_newer(target, checkpoint):
-            cases.append(PredictionCase(name=case_id, source=source.image, target=target))
+            case = PredictionCase(name=case_id, source=source.image, target=target, assume_hu=source.assumed_hu)
+            cases.append(case)
     ensemble = load_ensemble([checkpoint], job.device, job.precision)
     for result in predict_cases(ensemble, cases, overwrite=True, progress=progress):
         if isinstance(result, KitsattnError):
@@ -139,7 +140,7 @@ def score_held_out(job: FoldJob, checkpoint: Path, *, progress: Progress = silen
         images[case_id] = folder / f"{case_id}.png"
         overlay_sheet(
             images[case_id],
-            check_hu(read_scan(source.image)),
+            check_hu(read_scan(source.image), assume=source.assumed_hu),
             read_labels(target).array,
             read_labels(source.labels).array,
             title=f"{job.dataset.name} {case_id}, held out of fold {job.fold}",

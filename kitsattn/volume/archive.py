@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from kitsattn.errors import KitsattnError
-from kitsattn.files import unreadable
+from kitsattn.files import is_clutter, is_dangling, missing, unreadable
 
 MOST_UNPACKED_BYTES = 1 << 34
 
@@ -59,8 +59,7 @@ def members(path: Path) -> Iterator[list[Member]]:
         KitsattnError: If `path` is missing or cannot be read, or is an archive that is damaged, encrypted or too large.
     """
     if not path.exists():
-        msg = f"{path} does not exist"
-        raise KitsattnError(msg)
+        raise missing(path)
     if path.is_dir():
         yield _folder_members(path)
     elif path.suffix.lower() == ".zip":
@@ -80,8 +79,11 @@ def _folder_members(folder: Path) -> list[Member]:
     found = []
     try:
         for parent, folders, names in os.walk(folder, onerror=_raise):
-            folders.sort()
-            files = [Path(parent) / name for name in sorted(names)]
+            folders[:] = sorted(name for name in folders if not is_clutter(name))
+            files = [Path(parent) / name for name in sorted(names) if not is_clutter(name)]
+            for file in files:
+                if is_dangling(file):
+                    raise missing(file)
             # A named pipe would be waited for.
             found += [_file_member(file, str(file.relative_to(folder))) for file in files if file.is_file()]
     except OSError as error:
@@ -112,7 +114,11 @@ def _open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
 
 def _archive_members(archive: zipfile.ZipFile, path: Path) -> list[Member]:
     entries = sorted(
-        (entry for entry in archive.infolist() if entry.filename and not entry.is_dir()),
+        (
+            entry
+            for entry in archive.infolist()
+            if entry.filename and not entry.is_dir() and not any(map(is_clutter, entry.filename.split("/")))
+        ),
         key=lambda entry: entry.filename,
     )
     if any(entry.flag_bits & _ENCRYPTED for entry in entries):

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kitsattn.errors import KitsattnError
-from kitsattn.files import atomic_path, unreadable
+from kitsattn.files import atomic_path, missing, unreadable
 from kitsattn.volume import nifti
 from kitsattn.volume.geometry import Geometry
 from kitsattn.volume.integrity import check_header, check_voxels
@@ -185,8 +185,7 @@ def _refuse_dicom(path: Path) -> None:
 
 def _is_dicom(path: Path) -> bool:
     if not path.exists():
-        msg = f"{path} does not exist"
-        raise KitsattnError(msg)
+        raise missing(path)
     return path.is_dir() or path.suffix.lower() == ".zip" or is_dicom_file(path)
 
 

@@ -10,6 +10,7 @@ import re
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from kitsattn.errors import KitsattnError
 from kitsattn.files import unreadable
@@ -25,6 +26,8 @@ _META_END = re.compile(rb"^ElementDataFile[^\n]*\n?", re.MULTILINE)
 _META_SUFFIXES = (".mha", ".mhd")
 _LONGEST_TOLD = 20
 _BLOCK_BYTES = 1 << 16
+_GZIP = 31
+"""zlib's code for: gzip, with the largest window."""
 _ANY_DEFLATE = 47
 """zlib's code for: zlib's format or gzip, whichever it is, with the largest window."""
 
@@ -136,6 +139,29 @@ def _count_unpacked(stored: _Stored) -> int:
             left -= len(block)
             unpacked += len(unpacker.decompress(block))
     return unpacked
+
+
+def find_gzip_end(path: Path) -> int | None:
+    """Return the byte where the whole gzip members of a file end; None if there is none, or nothing is after them."""
+    end = None
+    with path.open("rb") as file:
+        while (member := _skip_member(file)) is not None:
+            end = member
+        return end if end is not None and end < path.stat().st_size else None
+
+
+def _skip_member(file: IO[bytes]) -> int | None:
+    """Read a gzip member and return where it ends; None if what is there is not a whole one."""
+    unpacker = zlib.decompressobj(_GZIP)
+    while not unpacker.eof:
+        block = file.read(_BLOCK_BYTES)
+        if not block:
+            return None
+        try:
+            unpacker.decompress(block)
+        except zlib.error:
+            return None
+    return file.seek(file.tell() - len(unpacker.unused_data))
 
 
 def _read_start(path: Path) -> bytes:

@@ -1,17 +1,19 @@
 """NIfTI files, in any orientation: read into (z, y, x), written onto the scan's own grid.
 
 Where sform and qform disagree the sform is used, as nibabel does: it can hold any affine, and it is the one that
-tools update. The qform is used where the sform is not set (code 0) or its matrix is singular. A disagreement of more
-than 0.1 mm anywhere in the scan is reported in `Volume.notes`. A file that sets neither is read as running to Left,
+tools update. The qform is used where the sform is not set (code 0) or its matrix is singular. If they are more than
+`SAME_GRID_VOXELS` apart, that is reported in `Volume.notes`. A file that sets neither is read as running to Left,
 Anterior and Superior, and that is reported too.
 """
 
+import io
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeAlias, TypeVar
 
 import nibabel as nib
 import numpy as np
@@ -23,18 +25,16 @@ from numpy.typing import NDArray
 
 from kitsattn import __version__
 from kitsattn.errors import KitsattnError
-from kitsattn.files import atomic_path, unreadable
-from kitsattn.volume.geometry import Geometry
-from kitsattn.volume.integrity import refuse_short
+from kitsattn.files import atomic_path, missing, unreadable
+from kitsattn.volume.geometry import SAME_GRID_VOXELS, Geometry, voxels_apart
+from kitsattn.volume.integrity import find_gzip_end, refuse_short
 from kitsattn.volume.label_table import caret_extension
 from kitsattn.volume.orientation import SPATIAL_AXES, bad_spacing, canonical_grid, file_affine, layout
 from kitsattn.volume.volume import FileGrid, Volume, copy_tiles
 from kitsattn.volume.voxels import label_values, refuse_non_numbers, scan_values
+from kitsattn.words import number, plural
 
 SUFFIXES = (".nii", ".nii.gz")
-
-FORM_TOLERANCE_MM = 0.1
-"""How far apart sform and qform may put a voxel before that is reported."""
 
 _MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 """Unit codes of NIfTI: unknown (taken as mm), metre, millimetre, micrometre."""
@@ -48,6 +48,9 @@ _PLANES = 16
 _FARTHEST_OFFSET = 1 << 31
 
 _log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+_Checked: TypeAlias = tuple[nib.Nifti1Header, FileGrid, Geometry, tuple[str, ...]]
 
 
 def read_scan(path: Path) -> Volume:
@@ -96,10 +99,8 @@ def read_grid(path: Path) -> tuple[Geometry, FileGrid, int]:
         KitsattnError: If the file is missing, or its header is damaged or not one of three axes with an orthogonal
             grid.
     """
-    with _file_errors(path), _open(path) as stream:
-        header = _read_header(stream, path)
-        grid, geometry, _ = _read_grid(header, path)
-        _refuse_short(path, header, packed=isinstance(stream, igzip.IGzipFile))
+    with _file_errors(path):
+        (header, grid, geometry, _), _ = _read_stream(path, partial(_read_checked, path=path))
     return geometry, grid, int(header.get_data_dtype().itemsize)
 
 
@@ -224,15 +225,39 @@ def _read(
     path: Path, convert: Callable[[NDArray[Any], float, float, Path], NDArray[Any]], *, contiguous: bool = True
 ) -> Volume:
     """Read a file; `convert` turns stored values, slope and intercept into the volume's values."""
-    with _file_errors(path), _open(path) as stream:
-        header = _read_header(stream, path)
-        grid, geometry, notes = _read_grid(header, path)
-        _refuse_short(path, header, packed=isinstance(stream, igzip.IGzipFile))
-        stored = _read_values(stream, header)
+
+    def read(stream: IO[bytes]) -> tuple[_Checked, NDArray[Any]]:
+        checked = _read_checked(stream, path)
+        return checked, _read_values(stream, checked[0])
+
+    with _file_errors(path):
+        ((header, grid, geometry, notes), stored), more = _read_stream(path, read)
         slope, intercept = header.get_slope_inter()
     values = convert(stored, 1.0 if slope is None else slope, 0.0 if intercept is None else intercept, path)
     array = grid.copy_canonical(values) if contiguous else grid.to_canonical(values)
-    return Volume(array, geometry, grid, notes)
+    return Volume(array, geometry, grid, (*more, *notes))
+
+
+def _read_stream(path: Path, read: Callable[[IO[bytes]], Result]) -> tuple[Result, tuple[str, ...]]:
+    """Read a file; if bytes follow its gzip members, without these. Return what was read, and a note on that."""
+    try:
+        with _open(path) as stream:
+            return read(stream), ()
+    except (EOFError, igzip.BadGzipFile, isal_zlib.error):  # type: ignore[misc]  # its stub is wrong
+        end = find_gzip_end(path)
+        if end is None:
+            raise
+    note = f"{plural(path.stat().st_size - end, 'byte')} after the compressed data were ignored."
+    with _open(path, end) as stream:
+        return read(stream), (note,)
+
+
+def _read_checked(stream: IO[bytes], path: Path) -> _Checked:
+    """Read the header, and check it and the size of the file."""
+    header = _read_header(stream, path)
+    grid, geometry, notes = _read_grid(header, path)
+    _refuse_short(path, header, packed=isinstance(stream, igzip.IGzipFile))
+    return header, grid, geometry, notes
 
 
 @contextmanager
@@ -247,15 +272,14 @@ def _file_errors(path: Path) -> Iterator[None]:
         msg = f"{path} has a NIfTI header that cannot be used ({error}): convert the scan again"
         raise KitsattnError(msg) from error
     except FileNotFoundError as error:
-        msg = f"{path} does not exist"
-        raise KitsattnError(msg) from error
+        raise missing(path) from error
     except OSError as error:
         raise unreadable(path, error) from error
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[IO[bytes]]:
-    with path.open("rb") as file:
+def _open(path: Path, end: int | None = None) -> Iterator[IO[bytes]]:
+    with path.open("rb") if end is None else io.BytesIO(path.read_bytes()[:end]) as file:
         packed = file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
         file.seek(0)
         if not packed:
@@ -325,11 +349,10 @@ def _choose_affine(header: nib.Nifti1Header) -> tuple[NDArray[np.float64], list[
         return (qform if sform is None else sform), []
     if not np.all(np.isfinite(sform)) or np.linalg.matrix_rank(sform) < len(sform):
         return qform, ["The sform's matrix is singular; the qform was used."]
-    last = np.array([size - 1 for size in header.get_data_shape()[:SPATIAL_AXES]])
-    corners = np.array([[i, j, k, 1] for i in (0, last[0]) for j in (0, last[1]) for k in (0, last[2])])
-    distance = np.linalg.norm(corners @ (sform - qform).T, axis=1).max()
-    if not distance <= FORM_TOLERANCE_MM:
-        return sform, [f"The sform and qform put voxels up to {distance:.3g} mm apart; the sform was used."]
+    distance = voxels_apart(header.get_data_shape()[:SPATIAL_AXES], sform, qform)
+    if not distance <= SAME_GRID_VOXELS:
+        apart = number(distance, SAME_GRID_VOXELS)
+        return sform, [f"The sform and qform are up to {apart} voxels apart; the sform was used."]
     return sform, []
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from kitsattn.errors import KitsattnError
 from kitsattn.volume.geometry import Geometry, Shape, Triple
 from kitsattn.volume.volume import FileGrid
+from kitsattn.words import number
 
 RAS_FROM_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """Turns an affine of DICOM's and SimpleITK's world, (Left, Posterior, Superior), into NIfTI's."""
@@ -21,6 +22,9 @@ SHEAR_TOLERANCE = 0.01
 
 Rounded headers stay far below it, a gantry tilt that was not corrected lies above it.
 """
+
+_AS_NEAR = 0.01
+"""Sums of three cosines that differ by less are rounding: a scan that is turned by 45 degrees lies between two axes."""
 
 _LONGEST_MM = 3000.0
 """Longer axes are a damaged header, or a slip of units: no scanner's are, and resampled they would fill the memory."""
@@ -65,14 +69,17 @@ def canonical_grid(
     cosines = affine[:3, :3] / spacing
     shear = np.abs(cosines.T @ cosines - np.eye(3)).max()
     if shear > SHEAR_TOLERANCE:
+        cosine = number(shear, SHEAR_TOLERANCE)
         msg = (
-            f"{path} has a sheared affine (cosine {shear:.3g} between two axes, at most {SHEAR_TOLERANCE} is allowed): "
+            f"{path} has a sheared affine (cosine {cosine} between two axes, at most {SHEAR_TOLERANCE} is allowed): "
             "resample it onto an orthogonal grid first"
         )
         raise KitsattnError(msg)
     # Rows Superior, Posterior, Left; columns the file's axes.
     toward = np.array([cosines[2], -cosines[1], -cosines[0]])
-    z, y, x = max(permutations(range(3)), key=lambda axes: float(np.abs(toward[range(3), axes]).sum()))
+    # Of axes that are about as near, the same in each file of one grid, whichever way its numbers were rounded.
+    nearness = {axes: float(np.abs(toward[range(3), axes]).sum()) for axes in permutations(range(3))}
+    z, y, x = next(axes for axes, near in nearness.items() if near > max(nearness.values()) - _AS_NEAR)
     order = (z, y, x)
     flipped = (bool(toward[0, z] < 0), bool(toward[1, y] < 0), bool(toward[2, x] < 0))
     canonical = np.eye(4)

@@ -7,8 +7,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kitsattn.errors import KitsattnError
+from kitsattn.words import number, plural
+
+WHOLE_WITHIN = 0.01
+"""How far a label may be from its whole number: float32 arithmetic puts it 1e-7 away, 16 bits with a scale 1e-5."""
+MOST_WITHIN = 0.25
+"""The same for 8 bits with a scale, where it is half a step: 0.004 for labels up to 2, 0.23 for labels up to 117."""
 
 _INT16 = np.iinfo(np.int16)
+_MOST_LABEL = np.iinfo(np.uint8).max
 
 
 def scan_values(stored: NDArray[Any], slope: float, intercept: float, path: Path) -> NDArray[Any]:
@@ -34,12 +41,15 @@ def scan_values(stored: NDArray[Any], slope: float, intercept: float, path: Path
         values = stored.astype(np.float32, copy=False)
         if slope != 1 or intercept != 0:
             values = values * np.float32(slope) + np.float32(intercept)
-    _refuse_non_finite(values, path)
+    _refuse_non_finite(values, path, "replace them (air is -1000 HU)")
     return values
 
 
 def label_values(stored: NDArray[Any], slope: float, intercept: float, path: Path) -> NDArray[np.uint8]:
-    """Return stored values as labels.
+    """Return stored values as labels: the whole numbers they are nearest to.
+
+    A value may be `WHOLE_WITHIN` of its number. In whole numbers with a slope below 1, as nibabel writes an array of
+    floats into a file of integers, it may be half a step of the slope, `MOST_WITHIN` at most.
 
     Args:
         stored: Numbers as they lie in the file, any integer or floating dtype, any shape.
@@ -48,22 +58,30 @@ def label_values(stored: NDArray[Any], slope: float, intercept: float, path: Pat
         path: The file that is named in errors.
 
     Raises:
-        KitsattnError: If a value is not a whole number from 0 to 255.
+        KitsattnError: If a value is NaN, or not that near to a whole number from 0 to 255.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         values = stored if slope == 1 and intercept == 0 else stored * float(slope) + float(intercept)
     if values.dtype == np.uint8:
         return values.astype(np.uint8, copy=False)
-    _refuse_non_finite(values, path)
-    low, high = values.min(), values.max()
-    if low < 0 or high > np.iinfo(np.uint8).max:
-        msg = f"{path} holds values from {low:g} to {high:g}: a label map holds whole numbers from 0 to 255"
+    _refuse_non_finite(values, path, "set them to the label they belong to (0 is background)")
+    whole = np.rint(values) if values.dtype.kind == "f" else values
+    if whole.min() < 0 or whole.max() > _MOST_LABEL:
+        low, high = values.min(), values.max()
+        msg = f"{path} holds values from {low:g} to {high:g}: a label map holds whole numbers from 0 to {_MOST_LABEL}"
         raise KitsattnError(msg)
-    labels: NDArray[np.uint8] = values.astype(np.uint8, copy=False)
-    if values.dtype.kind == "f" and not np.array_equal(labels, values):
-        example = values[labels != values].flat[0]
-        msg = f"{path} holds the value {example:g}: a label map holds whole numbers from 0 to 255"
-        raise KitsattnError(msg)
+    labels: NDArray[np.uint8] = whole.astype(np.uint8, copy=False)
+    if values.dtype.kind == "f":
+        step = abs(float(slope)) if stored.dtype.kind in "iu" and abs(slope) < 1 else 0.0
+        within = max(WHOLE_WITHIN, min(step / 2, MOST_WITHIN))
+        distances = np.abs(np.subtract(values, whole, out=whole), out=whole)
+        if distances.max() > within:
+            example = float(values.flat[int(distances.argmax())])
+            msg = (
+                f"{path} holds the value {number(example, round(example))}: a label map holds whole numbers from 0 to "
+                f"{_MOST_LABEL}; export it again as labels, not as probabilities or resampled with interpolation"
+            )
+            raise KitsattnError(msg)
     return labels
 
 
@@ -101,9 +119,14 @@ def refuse_non_numbers(dtype: np.dtype[Any], path: Path) -> None:
         raise KitsattnError(msg)
 
 
-def _refuse_non_finite(stored: NDArray[Any], path: Path) -> None:
+def _refuse_non_finite(stored: NDArray[Any], path: Path, cure: str) -> None:
     # min and max carry NaN and infinities along, without a mask as large as the scan.
     if stored.dtype.kind == "f" and not (np.isfinite(stored.min()) and np.isfinite(stored.max())):
-        count = int(stored.size - np.count_nonzero(np.isfinite(stored)))
-        msg = f"{path} has {count} voxels that are NaN or infinite: replace them (air is -1000 HU) and try again"
+        nan = int(np.count_nonzero(np.isnan(stored)))
+        infinite = int(np.count_nonzero(np.isinf(stored)))
+        counts = [(nan, "NaN"), (infinite, "infinite")]
+        what = " and ".join(
+            f"{plural(count, 'voxel')} that {'is' if count == 1 else 'are'} {name}" for count, name in counts if count
+        )
+        msg = f"{path} has {what}: {cure} and try again"
         raise KitsattnError(msg)

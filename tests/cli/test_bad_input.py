@@ -98,7 +98,7 @@ BAD_FILES = {
     "no gzip": Bad(_not_gzip, ": "),
     "truncated": Bad(_truncated, "is truncated or damaged"),
     "four axes": Bad(_four_axes, "(14, 64, 72, 2): a scan has three axes, extract one volume from it"),
-    "NaN": Bad(_not_a_number, "has 3 voxels that are NaN or infinite: replace them"),
+    "NaN": Bad(_not_a_number, "has 3 voxels that are NaN: "),
     "zero spacing": Bad(_zero_spacing, "has a spacing of 5 x 0 x 2.5 mm, but every axis needs a finite one above 0"),
     "infinite spacing": Bad(_infinite_spacing, "has a spacing of 5 x 2 x inf mm"),
     "sheared": Bad(
@@ -142,7 +142,7 @@ BAD_LABELS = {
     "another shape": Bad(
         _other_shape, "(shape (z, y, x) (14, 64, 72) against (14, 63, 72)): export both from one scan"
     ),
-    "another place": Bad(_other_place, "(the grids lie up to 30 mm apart): export both from one scan"),
+    "another place": Bad(_other_place, "voxels apart): export both from one scan"),
     "unknown labels": Bad(
         _unknown_labels, "holds the unknown labels [7]: the labels of this data set are 0 background"
     ),

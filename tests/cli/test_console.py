@@ -12,7 +12,10 @@ import pytest
 from typer.testing import Result
 
 from kitsattn.cli import console, live
+from kitsattn.cli.console import open_standard_streams
 from kitsattn.errors import KitsattnError
+from kitsattn.predict.select import MODEL_VARIABLE, choose_models
+from kitsattn.workspace import ENVIRONMENT_VARIABLE, Workspace
 
 Command = Callable[..., Result]
 Process = Callable[..., subprocess.CompletedProcess[str]]
@@ -292,6 +295,57 @@ def test_a_reader_that_has_gone_is_no_error_to_tell(process: Process, checkpoint
     os.close(writer)
     assert run.returncode == 1
     assert run.stderr == ""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a shell that closes streams")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed_do_not_stop_the_work(kits_folder: Path, tmp_path: Path, closed: str) -> None:
+    """Under some supervisors there is no stdout or stderr: the work is done, and no file gets what is printed."""
+    labels = kits_folder / "case_00000" / "segmentation.nii.gz"
+    words = [sys.executable, "-m", "kitsattn", "evaluate", "dice", labels, labels, "--html", tmp_path / "page.html"]
+
+    run = subprocess.run(
+        ["/bin/sh", "-c", f'exec "$@" {closed}', "sh", *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "page.html").read_text().startswith("<!")
+    if closed == "2>&-":
+        assert "1.0000" in run.stdout
+
+
+def test_streams_that_are_none_are_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As pythonw leaves them."""
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+
+    open_standard_streams()
+
+    print("unheard")  # noqa: T201 - what is tested
+    print("unheard", file=sys.stderr)  # noqa: T201
+    sys.stdout.close()
+    sys.stderr.close()
+
+
+def test_paths_are_expanded_wherever_they_are_named(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No shell expands `~` and `$NAME` in variables of .env files and units, nor behind a `=`."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("STUDY", str(tmp_path / "study"))
+    for words in (["~/gone"], ["$STUDY/gone"], ["${STUDY}/gone"]):
+        assert str(tmp_path / ("home" if "~" in words[0] else "study") / "gone") in command("preprocess", *words).stderr
+    assert f"{tmp_path}/home/w/raw holds no data set" in command("preprocess", "--workspace=~/w").stderr
+    monkeypatch.setenv(ENVIRONMENT_VARIABLE, "$HOME/v")
+    assert f"{tmp_path}/home/v/raw holds no data set" in command("preprocess").stderr
+    assert f"{tmp_path}/home/m.safetensors" in command("models", "describe", "~/m.safetensors").stderr
+    monkeypatch.setenv(MODEL_VARIABLE, "~/m.safetensors")
+    assert choose_models((), Workspace(tmp_path)).paths == (tmp_path / "home" / "m.safetensors",)
+    assert not list(tmp_path.glob("[~$]*"))
 
 
 def test_a_terminal_that_has_gone_does_not_stop_the_work(process: Process, kits_folder: Path) -> None:

@@ -243,6 +243,24 @@ def test_a_scan_goes_into_a_folder_under_its_name(
     assert read_labels(tmp_path / "there" / "scan.nrrd").geometry == read_scan(scan).geometry
 
 
+def test_values_that_are_assumed_to_be_hu_are_recorded(
+    command: Command, refused: Refused, scan: Path, options: list[str], tmp_path: Path
+) -> None:
+    """A scan with an offset of 1000 is refused, unless its user takes the responsibility: then the output says so."""
+    image = nib.load(scan)
+    assert isinstance(image, nib.Nifti1Image)
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj) + np.int16(1000), image.affine), scan)
+    refused("predict", scan, "out.nii.gz", *options, names=scan, mend="add --assume-hu")
+
+    result = command("predict", scan, "out.nii.gz", "--assume-hu", "--json", *options)
+
+    assert result.exit_code == 0
+    assert "taken as HU without a check" in json.loads(result.stdout)["notes"][0]
+    written = nib.load(tmp_path / "out.nii.gz")
+    assert isinstance(written, nib.Nifti1Image)
+    assert any('"assumed_hu": true' in str(item.get_content()) for item in written.header.extensions)
+
+
 @pytest.fixture
 def starter(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A copy of the network in place of the starter that ships with the package."""

@@ -40,6 +40,24 @@ def test_one_folder(touch: Touch, suffix: str) -> None:
     ]
 
 
+def test_links_to_nothing_are_cases(touch: Touch) -> None:
+    """What was not fetched is counted, so that reading it fails; so are links in the other layouts."""
+    root = touch("images/a.nii.gz", "labels/a.nii.gz", "@eaDir/c.nii.gz", "Thumbs.db")
+    for folder in ("images", "labels"):
+        (root / folder / "b.nii.gz").symlink_to(root / "gone")
+    assert [(case.case_id, case.labels) for case in find_dataset(root).cases] == [
+        ("a", root / "labels" / "a.nii.gz"),
+        ("b", root / "labels" / "b.nii.gz"),
+    ]
+
+    kits = touch("k/case_00000/imaging.nii.gz", "k/case_00001/imaging.nii.gz") / "k"
+    (kits / "case_00001" / "segmentation.nii.gz").symlink_to(root / "gone")
+    assert [case.labels for case in find_dataset(kits).cases] == [None, kits / "case_00001" / "segmentation.nii.gz"]
+    (kits / "case_00002").symlink_to(root / "gone")
+    with pytest.raises(KitsattnError, match="case_00002"):
+        find_dataset(kits)
+
+
 def test_a_scan_without_labels_is_a_test_case(touch: Touch) -> None:
     """As in every layout; where no scan has any, the layout must be named."""
     assert find_dataset(touch("a.nii.gz", "b.nii.gz", "b_seg.nii.gz")).cases[0].labels is None

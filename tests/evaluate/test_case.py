@@ -127,7 +127,7 @@ def test_prediction_on_another_grid_is_refused(tmp_path: Path, prediction: np.nd
     message = str(caught.value)
     assert f"{predicted} (4 x 5 x 6 voxels of 4 x 0.7 x 0.9 mm, first voxel at (10, -20, 30) mm" in message
     assert f"{truth} (4 x 5 x 6 voxels of 5 x 0.7 x 0.9 mm" in message
-    assert "up to 3 mm apart" in message
+    assert "up to 0.75 voxels apart" in message
     assert "\n" not in message
 
 

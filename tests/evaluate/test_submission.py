@@ -241,7 +241,7 @@ def write_two_volumes(path: Path) -> None:
         (write_two_volumes, r"{} has the shape \(3, 1, 1, 2\): a scan has three axes, extract one volume from it"),
         (
             lambda path: write_row(path, 0, 0.5, 2, dtype=np.float32),
-            "{} holds the value 0.5: a label map holds whole numbers from 0 to 255",
+            "{} holds the value 0.5: a label map holds whole numbers from 0 to 255; .*",
         ),
         (
             lambda path: write_row(path, -1000, 40, 300, dtype=np.int16),

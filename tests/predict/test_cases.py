@@ -6,6 +6,8 @@ import pytest
 
 from kitsattn.errors import KitsattnError
 from kitsattn.predict.cases import find_cases, holds_cases
+from kitsattn.volume.archive import members
+from kitsattn.volume.formats import read_scan
 
 
 def _names(source: Path, suffix: str = ".nii.gz") -> dict[str, str]:
@@ -50,6 +52,41 @@ def test_the_channel_of_nnunet_is_left_out_where_all_have_it(tmp_path: Path) -> 
     assert list(_names(tmp_path).values()) == ["k_001", "k_002"]
     _touch(tmp_path, "other.nii.gz")
     assert list(_names(tmp_path).values()) == ["k_001_0000", "k_002_0000", "other"]
+
+
+@pytest.mark.parametrize("clutter", ["__MACOSX", "@eaDir", "#recycle", "lost+found"])
+def test_what_archivers_and_file_servers_leave_is_no_case(tmp_path: Path, clutter: str) -> None:
+    """Neither beside patients nor within one, where its files may be called as DICOM is."""
+    _touch(tmp_path, "ann/IM0001", f"ann/{clutter}/IM0001", f"{clutter}/ann/1.dcm", f"{clutter}/a.nii.gz", "Thumbs.db")
+
+    assert _names(tmp_path) == {"ann": "ann"}
+    with members(tmp_path / "ann") as files:
+        assert [file.name for file in files] == ["IM0001"]
+    _touch(tmp_path / "more", f"{clutter}/1.dcm", "bob.zip")
+    assert _names(tmp_path / "more") == {"bob.zip": "bob"}
+
+
+@pytest.mark.parametrize(
+    ("there", "link"),
+    [
+        ("a.nii.gz", "b.nii.gz"),
+        ("ann/IM0001", "bob"),
+        ("ann/IM0001", "bob/IM0001"),
+        ("case_00000/imaging.nii.gz", "case_00001/imaging.nii.gz"),
+        ("case_00000/imaging.nii.gz", "case_00001"),
+    ],
+)
+def test_a_link_to_nothing_is_a_case_that_fails(tmp_path: Path, there: str, link: str) -> None:
+    """A scan that was not fetched is not passed over."""
+    _touch(tmp_path, there)
+    (tmp_path / link).parent.mkdir(exist_ok=True)
+    (tmp_path / link).symlink_to(tmp_path / "gone" / "x")
+
+    cases = find_cases(tmp_path, Path("out"), ".nii.gz")
+
+    assert len(cases) == 2
+    with pytest.raises(KitsattnError, match=r"does not exist"):
+        read_scan(cases[1].source)
 
 
 def test_folders_of_dicom_are_a_case_each(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from kitsattn.jobs import try_cases
 from kitsattn.preprocess import run
 from kitsattn.preprocess.plan import Plan
 from kitsattn.preprocess.run import Preprocessed, preprocess_dataset, verify_dataset
-from kitsattn.preprocess.store import open_dataset
+from kitsattn.preprocess.store import open_dataset, read_record
 from kitsattn.preprocess.verify import CaseHeader, Finding
 from kitsattn.preprocess.worker import prepare_case
 from kitsattn.volume.nifti import read_labels, read_scan, write_nifti
@@ -465,6 +465,25 @@ def test_one_strange_header_costs_one_case(tmp_path: Path, raw: Path, write_case
         assert list(found) == ["case_00002", "case_00003"]
         assert "longer than any scanner: mend the spacing" in found["case_00002"]
         assert "its header announces 490000000 bytes of voxels" in found["case_00003"]
+
+
+def test_values_that_are_assumed_to_be_hu_are_recorded_with_the_case(tmp_path: Path, raw: Path) -> None:
+    """The same case without the assumption is another case: it is read again, and refused."""
+    path = raw / "case_00001" / "imaging.nii.gz"
+    scan = read_scan(path)
+    write_nifti(path, scan.with_array(scan.array + np.int16(1000)), axes="IPL")
+    assert list(errors(preprocess(raw, tmp_path / "out").findings)) == ["case_00001"]
+
+    assumed = preprocess(raw, tmp_path / "out", assume_hu=True)
+    again = preprocess(raw, tmp_path / "out", assume_hu=True)
+
+    assert (errors(assumed.findings), assumed.kept, again.kept) == ({}, 0, 2)
+    assert all(source.assumed_hu for source in open_dataset(tmp_path / "out").sources.values())
+    assert read_record(tmp_path / "out", "case_00001").assumed_hu
+    assert sum("taken as HU without a check" in finding.text for finding in again.findings) == 2
+    assert verify_dataset(find_dataset(raw), workers=1, assume_hu=True) == assumed.findings
+    checked = preprocess(raw, tmp_path / "out")
+    assert (list(errors(checked.findings)), checked.kept) == (["case_00001"], 0)
 
 
 def test_verifying_tells_of_every_case_though_no_header_can_be_read(tmp_path: Path, raw: Path) -> None:

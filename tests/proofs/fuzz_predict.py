@@ -12,6 +12,9 @@ hang ends. It is
   network says of the values that they read (voxel for voxel where nothing was resampled; DICOM we read ourselves), or
 - wrong: another exception, another label map, a warning or any other output, a crash, more than 1 GB, or no end.
 
+Inputs of the kind "cut" are scans whose values are clipped to a window, or hold 0 in place of air. They are right only
+if that is logged as a warning, and whole ones among them only if it is not.
+
 SimpleITK's reader of MetaImage prints lines of its own to stderr, which nobody can turn off. They are counted apart.
 
 Every tenth input that is right is predicted again with post-processing, statistics, preview and probabilities. What is
@@ -317,7 +320,20 @@ def _write(path: Path, content: bytes) -> Path:
     return path
 
 
-KINDS = ("nii", "nii.gz", "nrrd", "mha", "dicom", "zip", "checkpoint")
+def write_cut(seed: int, number: int, folder: Path) -> Path:
+    """Write a scan with noise; it is called cut if it was cut for display, else whole."""
+    rng = random.Random(f"cut {seed} {number}")  # noqa: S311 - as above
+    scan = make_scan()
+    hu = scan.array + np.random.default_rng(rng.randrange(1000)).normal(0, 10, scan.array.shape)
+    low, high = rng.choice((-2000, -500, -200, -160, -120)), rng.choice((140, 180, 3000))
+    zero = rng.random() < 0.3
+    cut = np.where(hu < -500, 0, hu) if zero else np.clip(hu, low, high)
+    path = folder / ("cut.nii" if zero or (low, high) != (-2000, 3000) else "whole.nii")
+    write_nifti(path, scan.with_array(np.rint(cut).astype(np.int16)))
+    return path
+
+
+KINDS = ("nii", "nii.gz", "nrrd", "mha", "dicom", "zip", "checkpoint", "cut")
 
 
 @dataclass(frozen=True)
@@ -338,13 +354,15 @@ class Outcome:
 
 
 class _Log(logging.Handler):
-    """Keeps tracebacks that are logged where an error was not foreseen."""
+    """Keeps tracebacks that are logged where an error was not foreseen, and whether a cut scan was reported."""
 
     def __init__(self) -> None:
         super().__init__()
         self.traces: list[str] = []
+        self.cut = False
 
     def emit(self, record: logging.LogRecord) -> None:
+        self.cut |= any(words in record.getMessage() for words in ("cut off at", "stands for air"))
         if record.exc_info and record.exc_info[1]:
             self.traces.append("".join(traceback.format_exception(record.exc_info[1])))
 
@@ -381,6 +399,8 @@ def predict_changed(kind: str, source: Path, ensemble: Ensemble, *, everything: 
         fault = f"exception: {log.traces[0]}"
     elif printed and not noise:
         fault = f"printed: {printed.strip()}"
+    elif kind == "cut" and log.cut != (source.stem == "cut"):
+        fault = f"a {source.stem} scan, and {'a' if log.cut else 'no'} warning that it was cut"
     elif told:
         fault = "" if told.isprintable() else f"several lines: {told!r}"
     else:
@@ -447,7 +467,7 @@ def _read_itk(path: Path) -> Grid:
     return SimpleITK.GetArrayFromImage(image).T, np.array(grid)
 
 
-_READ_BY_OTHERS = {"nii": _read_nifti, "nii.gz": _read_nifti, "nrrd": _read_itk, "mha": _read_itk}
+_READ_BY_OTHERS = {"cut": _read_nifti, "nii": _read_nifti, "nii.gz": _read_nifti, "nrrd": _read_itk, "mha": _read_itk}
 
 
 def _memory_mb(field: str) -> float:
@@ -510,7 +530,10 @@ def fuzz(numbers: list[int], seed: int, seconds: int, keep: Path | None) -> dict
             folder = Path(name) / str(number)
             folder.mkdir()
             kind = KINDS[number % len(KINDS)]
-            source = write_changed(kind, seed, number, originals, folder)
+            if kind == "cut":
+                source = write_cut(seed, number, folder)
+            else:
+                source = write_changed(kind, seed, number, originals, folder)
             everything = number // len(KINDS) % _EVERYTHING == 0
             outcome = try_changed(kind, source, ensemble, everything=everything, seconds=seconds)
             outcomes[number] = kind, outcome

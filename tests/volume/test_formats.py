@@ -57,7 +57,7 @@ def test_nifti_and_nrrd_of_one_scan_lie_in_one_place(tmp_path: Path) -> None:
     nifti, nrrd = read_scan(tmp_path / "scan.nii.gz"), read_scan(tmp_path / "scan.nrrd")
 
     assert np.array_equal(nifti.array, nrrd.array)
-    assert nifti.geometry.difference(nrrd.geometry, tolerance_mm=1e-4) is None
+    assert nifti.geometry.difference(nrrd.geometry, tolerance_voxels=1e-4) is None
 
 
 @pytest.mark.parametrize("suffix", [".nrrd", ".mha"])
@@ -91,7 +91,7 @@ def test_label_map_in_another_format_keeps_place_and_axes(tmp_path: Path, source
 
     labels = read_labels(tmp_path / target)
     assert np.array_equal(labels.array, scan.array)
-    assert labels.geometry.difference(scan.geometry, tolerance_mm=1e-4) is None
+    assert labels.geometry.difference(scan.geometry, tolerance_voxels=1e-4) is None
     assert labels.source is not None
     assert scan.source is not None
     assert (labels.source.order, labels.source.flipped) == (scan.source.order, scan.source.flipped)
