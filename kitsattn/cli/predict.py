@@ -95,8 +95,9 @@ def predict(
     series: Annotated[
         str | None,
         typer.Option(
-            metavar="NUMBER|UID",
-            help="Series of several in DICOM. (default: the CT series with the most slices)",
+            metavar="NUMBER|UID[:SCAN]",
+            help="DICOM series to read. If it contains several scans, SCAN names one of them, for example "
+            "7:acquisition=2; an error message lists the names. (default: the axial CT series with the most slices)",
             show_default=False,
         ),
     ] = None,

@@ -33,7 +33,7 @@ class PredictionCase:
         name: What it is called in messages, pictures and reports.
         source: The scan in HU, in any format that `volume.formats` reads, a DICOM folder or archive among them.
         target: Where the label map goes; its suffix is the format.
-        series: Which series of several in DICOM, by number or UID; None takes the largest of CT.
+        series: Which DICOM series, by number or UID, and which scan in it, see `read_scan`; None takes the best of CT.
         statistics: Where volumes, diameters and attenuation go, as JSON; it is replaced.
         preview: Where a sheet with slices and contours goes, as PNG; it is replaced.
         probabilities: Where the probabilities of all classes go, as NIfTI; it is replaced.

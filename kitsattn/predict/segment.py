@@ -70,7 +70,7 @@ def segment(
         model: A checkpoint, the name of a shipped model, or what `load_model` returns, which is quicker for many scans.
             The shipped model `starter` is the default; `kitsattn models describe starter` says how accurate it is.
             Unlike `kitsattn predict`, this function does not look for networks in a workspace.
-        series: Which series of several in DICOM, by number or UID; only for a path.
+        series: Which series of several in DICOM, by number or UID, see `read_scan`; only for a path.
         assume_hu: Whether the values are taken as HU without a check, for scans that are refused though they are in HU.
         inference: How the networks are run: batch, mirror images, overlap, fast.
         locator: A smaller model that finds the kidneys first, so that `model` predicts only the slices around them;

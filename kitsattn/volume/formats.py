@@ -16,6 +16,7 @@ from kitsattn.volume.geometry import Geometry
 from kitsattn.volume.integrity import check_header, check_voxels
 from kitsattn.volume.label_table import slicer_fields
 from kitsattn.volume.orientation import RAS_FROM_LPS, SPATIAL_AXES, canonical_grid, file_affine, layout
+from kitsattn.volume.padding import fill_padding
 from kitsattn.volume.volume import FileGrid, Volume
 from kitsattn.volume.voxels import label_values, refuse_non_numbers, scan_values
 
@@ -41,15 +42,21 @@ def read_scan(path: Path, series: str | None = None) -> Volume:
 
     Args:
         path: A file; for DICOM the folder of a series, or a .zip archive of one.
-        series: Which series of several in DICOM: its number or SeriesInstanceUID; without it the largest of CT.
+        series: Which series of several in DICOM: its number or SeriesInstanceUID, with `:acquisition=2` or the like
+            where it holds several scans; without it the axial CT series with the most slices.
 
     Returns:
-        The scan in (z, y, x): int16 where the file's values fit without loss, else float32.
+        The scan in (z, y, x): int16 where the file's values fit without loss, else float32. Padding is air, see
+        `padding`.
 
     Raises:
         KitsattnError: If the file is missing, damaged, or not a scan of three axes with finite values and an
             orthogonal grid.
     """
+    return fill_padding(_read_scan(path, series))
+
+
+def _read_scan(path: Path, series: str | None) -> Volume:
     if _is_dicom(path):
         from kitsattn.volume.dicom.series import read_dicom  # noqa: PLC0415 - NIfTI users need not wait for it
 
@@ -73,7 +80,7 @@ def from_image(image: Any) -> Volume:  # noqa: ANN401 - whatever a caller gives
         KitsattnError: If it is neither, or not a scan of three axes with finite values and an orthogonal grid.
     """
     if hasattr(image, "dataobj"):
-        return nifti.from_image(image)
+        return fill_padding(nifti.from_image(image))
     import SimpleITK  # noqa: PLC0415 - nibabel's users need not wait for it
 
     if not isinstance(image, SimpleITK.Image):
@@ -83,7 +90,7 @@ def from_image(image: Any) -> Volume:  # noqa: ANN401 - whatever a caller gives
     grid, geometry = _itk_grid(image, name)
     stored = SimpleITK.GetArrayViewFromImage(image).T
     refuse_non_numbers(stored.dtype, name)
-    return Volume(grid.copy_canonical(scan_values(stored, 1.0, 0.0, name)), geometry, grid)
+    return fill_padding(Volume(grid.copy_canonical(scan_values(stored, 1.0, 0.0, name)), geometry, grid))
 
 
 def read_labels(path: Path, *, contiguous: bool = True) -> Volume:

@@ -1,6 +1,6 @@
 """Changed scans and checkpoints, thousands of them: each is refused in one line, or predicted rightly. Linux only.
 
-    python tests/proofs/fuzz_predict.py [--count 5000] [--seed 0] [--only NUMBER ...] [--keep FOLDER]
+    python tests/proofs/fuzz_predict.py [--count 5000] [--seed 0] [--kind KIND ...] [--only NUMBER ...] [--keep FOLDER]
 
 Valid small scans in NIfTI, NRRD, MHA and DICOM (a folder, an archive) and a checkpoint have bytes flipped, parts cut
 out, doubled or lost, and numbers of their headers replaced by extreme ones. Each goes through `predict_cases` in
@@ -17,8 +17,14 @@ if that is logged as a warning, and whole ones among them only if it is not.
 
 SimpleITK's reader of MetaImage prints lines of its own to stderr, which nobody can turn off. They are counted apart.
 
-Every tenth input that is right is predicted again with post-processing, statistics, preview and probabilities. What is
-wrong is printed with its number, which `--only` repeats and whose files `--keep` leaves. The exit code is 1 if any is.
+Inputs of the kind `study` are made instead of changed: DICOM studies with random pixel formats, unreadable numbers,
+padding, several scans in one series, and captures beside it. What is right is known of each: the scan, voxel for voxel
+and on its grid, or a refusal that names what is wrong. A right study that is refused is wrong too. They are read, not
+predicted, since a network would add nothing: `--kind study --count 3000` takes some minutes.
+
+Every tenth other input that is right is predicted again with post-processing, statistics, preview and probabilities.
+What is wrong is printed with its number, which `--only` repeats and whose files `--keep` leaves. The exit code is 1 if
+any is.
 """
 
 import argparse
@@ -40,9 +46,10 @@ import time
 import traceback
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -67,9 +74,10 @@ from kitsattn.predict.run import predict_cases
 from kitsattn.predict.scan import predict_volume
 from kitsattn.preprocess.case import prepare_scan
 from kitsattn.preprocess.plan import Plan
-from kitsattn.volume.formats import read_labels
+from kitsattn.volume.formats import read_labels, read_scan
 from kitsattn.volume.geometry import Geometry
 from kitsattn.volume.nifti import write_nifti
+from kitsattn.volume.padding import AIR_HU
 from kitsattn.volume.volume import Volume
 
 CHECKPOINT = Path(__file__).parents[1] / "checkpoint" / "golden.safetensors"
@@ -315,7 +323,7 @@ def write_changed(kind: str, seed: int, number: int, originals: dict[str, list[b
 
 
 def _write(path: Path, content: bytes) -> Path:
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     return path
 
@@ -333,7 +341,7 @@ def write_cut(seed: int, number: int, folder: Path) -> Path:
     return path
 
 
-KINDS = ("nii", "nii.gz", "nrrd", "mha", "dicom", "zip", "checkpoint", "cut")
+KINDS = ("nii", "nii.gz", "nrrd", "mha", "dicom", "zip", "checkpoint", "cut", "study")
 
 
 @dataclass(frozen=True)
@@ -351,6 +359,236 @@ class Outcome:
     told: str
     memory_mb: float = 0.0
     printed: bool = False
+
+
+@dataclass(frozen=True)
+class Study:
+    """A DICOM study that was made, and what is right of it.
+
+    Attributes:
+        source: Its folder or archive.
+        series: What `--series` names; None leaves it out.
+        hu: The scan, (z, y, x); None where it must be refused.
+        refusal: What a refusal must name, a regular expression.
+    """
+
+    source: Path
+    series: str | None
+    hu: NDArray[Any] | None
+    refusal: str
+
+
+Elements = dict[int, tuple[str, bytes]]
+"""The header of a file: value representation and value by tag."""
+
+_BORDER = 3
+"""Voxels around the body of `make_scan`, where padding can lie."""
+
+_STUDY_NUMBERS = {0x00281053: 1, 0x00281052: 1, 0x00280030: 2, 0x00200032: 3, 0x00200037: 6}
+"""Slope, intercept, spacing, position and orientation, with how many numbers each has."""
+
+_STUDY_TRAITS = {
+    "acquisition": (0x00200012, "IS", (b"1", b"2")),
+    "temporal": (0x00200100, "IS", (b"1", b"2")),
+    "echo": (0x00180086, "IS", (b"1", b"2")),
+    "cardiac": (0x00209241, "FL", (struct.pack("<f", 1), struct.pack("<f", 2))),
+    "trigger": (0x00181060, "DS", (b"1.0", b"2.00")),
+    "kernel": (0x00181210, "SH", (b"1", b"2")),
+    "description": (0x0008103E, "LO", (b"1", b"2")),
+}
+_STUDY_OTHERS: tuple[Elements, ...] = (
+    {0x00080016: ("UI", b"1.2.840.10008.5.1.4.1.1.7"), 0x00200032: ("DS", b"")},
+    {0x00080016: ("UI", b"1.2.840.10008.5.1.4.1.1.7")},
+    {0x00280002: ("US", b"\3\0"), 0x00280004: ("CS", b"RGB")},
+    {0x00080008: ("CS", b"ORIGINAL\\PRIMARY\\LOCALIZER")},
+    {0x00080008: ("CS", b"DERIVED\\SECONDARY\\MIP")},
+    {0x00200037: ("DS", b"1\\0\\0\\0\\0\\-1")},
+    {0x00200032: ("DS", b"0\\0\\0")},
+    {0x00280101: ("US", b"\x08\0"), 0x00280102: ("US", b"\x07\0")},
+    {0x00080060: ("CS", b"MR")},
+)
+"""What more series have that are no scans: captures, colours, localizers, projections, reformats, one place, MR."""
+
+
+def write_study(rng: random.Random, folder: Path) -> Study:
+    """Write a study at random, with what is right of it."""
+    hu = make_scan().array.astype(np.int64)
+    several = rng.random() < 0.4
+    scans = [hu, np.where(hu > 0, hu - 70, hu)] if several else [hu]
+    trait = rng.choice([*_STUDY_TRAITS, None]) if several else None
+    same_place = several and trait is not None and rng.random() < 0.5
+    encode = _pixel_format(rng)
+    files: list[Elements] = []
+    for number, scan in enumerate(scans):
+        for place, one in enumerate(scan):
+            header = encode(one)
+            z = SPACING_MM[0] * place + (0 if same_place else number * SPACING_MM[0] / 2)
+            header[0x00200032] = ("DS", f"7.0\\-20.0\\{3 + z}".encode())
+            header[0x00080018] = ("UI", f"1.2.3.{number}.{place}".encode())
+            if trait is not None:
+                tag, kind, values = _STUDY_TRAITS[trait]
+                header[tag] = (kind, values[number])
+            files.append(header)
+    series, refusal = rng.choice((None, "7")), r"several scans in series 7|takes turns" if several else ""
+    if several and rng.random() < 0.5:
+        chosen = rng.randrange(2)
+        part = f"slices={chosen + 1}of2" if trait is None else f"{trait}={chosen + 1}"
+        series, refusal, scans = f"7:{part}", "", scans[chosen : chosen + 1]
+    if rng.random() < 0.5:
+        refusal = _change_number(rng, files) or refusal
+    truth = scans[0].copy()
+    if 0x00280120 in files[0]:
+        truth[:, _border(hu.shape[1:])] = AIR_HU
+    if rng.random() < 0.5:
+        files += _other_series(rng, encode(hu[0]))
+    rng.shuffle(files)
+    source = _write_files(files, folder, implicit=rng.random() < 0.3, packed=rng.random() < 0.3)
+    return Study(source, series, None if refusal else truth, refusal)
+
+
+def _write_files(files: list[Elements], folder: Path, *, implicit: bool, packed: bool) -> Path:
+    contents = [_dicom_file(header, implicit=implicit) for header in files]
+    if packed:
+        folder.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(folder / "study.zip", "w") as archive:
+            for number, content in enumerate(contents):
+                archive.writestr(str(number), content)
+        return folder / "study.zip"
+    for number, content in enumerate(contents):
+        _write(folder / "study" / str(number), content)
+    return folder / "study"
+
+
+def _border(shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Return the voxels of a slice where padding lies."""
+    border = np.ones(shape, bool)
+    border[_BORDER:-_BORDER, _BORDER:-_BORDER] = False
+    return border
+
+
+def _pixel_format(rng: random.Random) -> Callable[[NDArray[Any]], Elements]:
+    """Return what makes the header of a slice of HU, in a pixel format that is drawn, and perhaps with padding."""
+    allocated, bits = rng.choice(((16, 16), (16, 12), (16, 13), (32, 32)))
+    signed = rng.random() < 0.5
+    slope, intercept = rng.choice((1.0, 1.0, 0.5, 2.0)), rng.choice((0, -1024)) if signed else -1024
+    bits = max(bits, 13) if slope < 1 else bits
+    word = np.dtype(f"<{'i' if signed else 'u'}{allocated // 8}")
+    least = -(1 << (bits - 1)) if signed else 0
+    pads = [least, least + (1 << bits) - 1, -2000, 63536, -32768, 4095]
+    padding = rng.choice((None, rng.choice(pads)))
+    if padding is not None:
+        padding = padding % (1 << 16) if not signed else (padding + (1 << 15)) % (1 << 16) - (1 << 15)
+    limit = rng.random() < 0.3 and padding is not None and least <= padding < least + (1 << bits)
+
+    def encode(hu: NDArray[Any]) -> Elements:
+        stored = np.round((hu - intercept) / slope).astype(np.int64)
+        header: Elements = {
+            0x00080008: ("CS", b"ORIGINAL\\PRIMARY\\AXIAL"),
+            0x00080016: ("UI", CTImageStorage.encode()),
+            0x00080060: ("CS", b"CT"),
+            0x0020000D: ("UI", b"1.2"),
+            0x0020000E: ("UI", b"1.2.3"),
+            0x00200011: ("IS", b"7"),
+            0x00200037: ("DS", b"1.0\\0.0\\0.0\\0.0\\1.0\\0.0"),
+            0x00280030: ("DS", b"2.0\\2.0"),
+            0x00281052: ("DS", f"{intercept}.0".encode()),
+            0x00281053: ("DS", str(slope).encode()),
+            0x00280004: ("CS", b"MONOCHROME2"),
+        }
+        numbers = {0x00280002: 1, 0x00280010: hu.shape[0], 0x00280011: hu.shape[1], 0x00280100: allocated}
+        numbers |= {0x00280101: bits, 0x00280102: bits - 1, 0x00280103: int(signed)}
+        if padding is not None:
+            stored[_border(hu.shape)] = padding
+            numbers[0x00280120] = padding % (1 << 16)
+            if limit:
+                numbers[0x00280121] = numbers[0x00280120]
+        header |= {tag: ("US", struct.pack("<H", number)) for tag, number in numbers.items()}
+        header[0x7FE00010] = ("OW", stored.astype(word).tobytes())
+        return header
+
+    return encode
+
+
+def _change_number(rng: random.Random, files: list[Elements]) -> str:
+    """Write a number with a decimal comma, or so that it cannot be read; return what its refusal must name then."""
+    tag = rng.choice(list(_STUDY_NUMBERS))
+    way = rng.choice(("comma", "comma", "unit", "twice", "binary", "letters", "empty part"))
+    for header in files if rng.random() < 0.5 or tag in {0x00200037, 0x00280030} else [rng.choice(files)]:
+        kind, value = header[tag]
+        first, *more = value.split(b"\\")
+        if way == "comma":
+            header[tag] = (rng.choice(("DS", "LO", "UT")), value.replace(b".", b","))
+        elif way == "binary":
+            header[tag] = ("FD", struct.pack("<d", float(first)) * _STUDY_NUMBERS[tag])
+        else:
+            wrong = {"unit": first + b" mm", "twice": first + b"\\" + first, "letters": b"1_0", "empty part": b"\\"}
+            header[tag] = (kind, b"\\".join([wrong[way], *more]))
+    return "" if way == "comma" else rf"\({tag >> 16:04X},{tag & 0xFFFF:04X}\)"
+
+
+def _other_series(rng: random.Random, like: Elements) -> list[Elements]:
+    """Return a larger series that is no scan; its numbers may be unreadable, which stops nobody."""
+    changes = rng.choice(_STUDY_OTHERS)
+    broken: Elements = {0x00281053: ("DS", b"one")} if rng.random() < 0.3 else {}
+    files = []
+    for number in range(rng.randrange(1, 30)):
+        header = like | {0x0020000E: ("UI", b"1.2.9"), 0x00200011: ("IS", b"9")}
+        header[0x00200032] = ("DS", f"0\\{number}\\{number}".encode())
+        header[0x00080018] = ("UI", f"1.2.9.{number}".encode())
+        files.append(header | changes | broken)
+    return files
+
+
+def _dicom_file(header: Elements, *, implicit: bool) -> bytes:
+    """Return a file, with or without the representations of its values."""
+    syntax = b"1.2.840.10008.1.2" if implicit else b"1.2.840.10008.1.2.1"
+    elements = [_element(0x00020010, "UI", syntax, implicit=False)]
+    elements += [_element(tag, kind, value, implicit=implicit) for tag, (kind, value) in sorted(header.items())]
+    return bytes(128) + b"DICM" + b"".join(elements)
+
+
+def _element(tag: int, kind: str, value: bytes, *, implicit: bool) -> bytes:
+    value += (b"\0" if kind == "UI" else b" ") * (len(value) % 2)
+    start = struct.pack("<HH", tag >> 16, tag & 0xFFFF)
+    if implicit:
+        return start + struct.pack("<I", len(value)) + value
+    long = kind.encode() in _LONG_VRS
+    return start + kind.encode() + struct.pack("<HI" if long else "<H", *([0] if long else []), len(value)) + value
+
+
+def read_study(study: Study) -> Outcome:
+    """Read a study and judge what comes of it."""
+    before, output = _memory_mb("VmRSS"), study.source.with_name("output")
+    fault, told = "", ""
+    with _output_kept(output):
+        try:
+            scan = read_scan(study.source, study.series)
+        except KitsattnError as error:
+            told = str(error)
+        except Exception:  # noqa: BLE001 - any is what is looked for
+            fault = f"exception: {traceback.format_exc()}"
+    memory, printed = _memory_mb("VmHWM") - before, output.read_text(errors="replace")
+    if printed:
+        fault = f"printed: {printed.strip()}"
+    elif told and study.hu is not None:
+        fault = f"right, but refused: {told}"
+    elif told and (not told.isprintable() or not re.search(study.refusal, told)):
+        fault = f"refused without naming {study.refusal}: {told!r}"
+    elif not told and not fault:
+        fault = compare_study(scan, study)
+    return Outcome("wrong" if fault else "refused" if told else "right", fault or told, memory)
+
+
+def compare_study(scan: Volume, study: Study) -> str:
+    """Return what is wrong with a study that was read; empty if nothing is."""
+    if study.hu is None:
+        return f"read, although {study.refusal} is wrong"
+    if scan.array.shape != study.hu.shape:
+        return f"shape {scan.array.shape} instead of {study.hu.shape}"
+    if not np.allclose(scan.geometry.spacing_mm, SPACING_MM):
+        return f"spacing {scan.geometry.spacing_mm}"
+    wrong = np.abs(scan.array - study.hu) > 1  # slopes of 2 round
+    return f"{np.count_nonzero(wrong)} wrong voxels" if wrong.any() else ""
 
 
 class _Log(logging.Handler):
@@ -493,14 +731,10 @@ def _run_child(sender: Connection, work: Callable[[], Outcome], seconds: int) ->
     sender.send(work())
 
 
-def try_changed(kind: str, source: Path, ensemble: Ensemble, *, everything: bool, seconds: int) -> Outcome:
+def try_apart(work: Callable[[], Outcome], seconds: int) -> Outcome:
     """Judge an input in a process of its own, which ends when its time on the CPU is up or ten times that is over."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
-
-    def work() -> Outcome:
-        return predict_changed(kind, source, ensemble, everything=everything)
-
     process = context.Process(target=_run_child, args=(sender, work, seconds))
     process.start()
     sender.close()
@@ -516,8 +750,10 @@ def try_changed(kind: str, source: Path, ensemble: Ensemble, *, everything: bool
     return outcome
 
 
-def fuzz(numbers: list[int], seed: int, seconds: int, keep: Path | None) -> dict[int, tuple[str, Outcome]]:
-    """Try inputs until the last or Ctrl-C; what is wrong is printed at once."""
+def fuzz(
+    numbers: list[int], seed: int, seconds: int, keep: Path | None, kinds: Sequence[str] = KINDS
+) -> dict[int, tuple[str, Outcome]]:
+    """Try inputs of some kinds in turn until the last or Ctrl-C; what is wrong is printed at once."""
     torch.set_num_threads(1)
     # What is imported when it is first used is imported once, and not in every process.
     importlib.import_module("kitsattn.figures.overlay")
@@ -536,9 +772,21 @@ def fuzz(numbers: list[int], seed: int, seconds: int, keep: Path | None) -> dict
                 source = write_changed(kind, seed, number, originals, folder)
             everything = number // len(KINDS) % _EVERYTHING == 0
             outcome = try_changed(kind, source, ensemble, everything=everything, seconds=seconds)
+=======
+            kind = kinds[number % len(kinds)]
+            if kind == "study":
+                study = write_study(random.Random(f"{kind} {seed} {number}"), folder)  # noqa: S311 - see write_changed
+                work = partial(read_study, study)
+            else:
+                source = write_changed(kind, seed, number, originals, folder)
+                everything = number // len(kinds) % _EVERYTHING == 0
+                work = partial(predict_changed, kind, source, ensemble, everything=everything)
+            outcome = try_apart(work, seconds)
+>>>>>>> 16b
             outcomes[number] = kind, outcome
             if outcome.verdict == "wrong":
-                print(f"--only {number} --seed {seed} ({kind}): {outcome.told}", flush=True)
+                chosen = "" if kinds == KINDS else f" --kind {' '.join(kinds)}"
+                print(f"--only {number} --seed {seed}{chosen} ({kind}): {outcome.told}", flush=True)
             if keep is not None:
                 shutil.copytree(folder, keep / str(number), dirs_exist_ok=True)
             shutil.rmtree(folder)
@@ -563,12 +811,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=5000, help="inputs")
     parser.add_argument("--seed", type=int, default=0, help="of all random choices")
+    parser.add_argument("--kind", nargs="+", choices=KINDS, default=KINDS, help="kinds of inputs")
     parser.add_argument("--only", type=int, nargs="+", help="numbers of inputs")
     parser.add_argument("--seconds", type=int, default=20, help="of CPU that one input may take")
     parser.add_argument("--keep", type=Path, help="folder in which the inputs and what was written are left")
     options = parser.parse_args()
     start = time.monotonic()
-    outcomes = fuzz(options.only or list(range(options.count)), options.seed, options.seconds, options.keep)
+    numbers = options.only or list(range(options.count))
+    outcomes = fuzz(numbers, options.seed, options.seconds, options.keep, tuple(options.kind))
     print_table(outcomes, time.monotonic() - start)
     return int(any(outcome.verdict == "wrong" for _, outcome in outcomes.values()))
 

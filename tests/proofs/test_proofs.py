@@ -2,9 +2,11 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -120,6 +122,22 @@ def test_a_label_map_that_does_not_fit_a_changed_input_is_seen(
     content[middle : middle + 2 * part] = np.full(part, 250, np.int16).tobytes()
     scan.write_bytes(content)
     assert "wrong voxels" in fuzzing.find_fault("nii", case, ensemble)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="measures memory in /proc, and forks")
+def test_a_study_that_is_read_wrongly_is_seen(load_script: Callable[[Path], ModuleType], tmp_path: Path) -> None:
+    """Another voxel, and a scan where there should be a refusal."""
+    fuzzing = load_script(FOLDER / "fuzz_predict.py")
+    drawn = (random.Random(seed) for seed in range(100))  # noqa: S311 - what is wanted is that it can be repeated
+    studies = (fuzzing.write_study(rng, tmp_path / str(number)) for number, rng in enumerate(drawn))
+    study = next(study for study in studies if study.hu is not None)
+    scan = fuzzing.read_scan(study.source, study.series)
+    assert fuzzing.compare_study(scan, study) == ""
+
+    changed = study.hu.copy()
+    changed[2, 10, 10] += 2
+    assert fuzzing.compare_study(scan, replace(study, hu=changed)) == "1 wrong voxels"
+    assert "read, although" in fuzzing.compare_study(scan, replace(study, hu=None))
 
 
 def _predict(folder: Path, commands: list[tuple[int, list[str]]], within: list[str]) -> tuple[list[str], list[str]]:

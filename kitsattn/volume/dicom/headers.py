@@ -1,13 +1,18 @@
 """The headers of DICOM images: what a CT series needs of them, and nothing that tells who the patient is.
 
-Read are the series' UID, number, description and modality, the image's type, acquisition number, size, place and
-pixel format, and the frames' own places in enhanced multi-frame images. Names, IDs and dates of patients and studies
-are skipped over.
+Read are the series' UID, number, description and modality, the image's type, size, place, pixel format and padding,
+what tells several scans of one series apart, and the frames' own places in enhanced multi-frame images. Names, IDs
+and dates of patients and studies are skipped over.
+
+A number that is absent and one that cannot be read are different things: the first may have a default, the second is
+kept in `Image.faults`, and its series is refused.
 """
 
+import re
+import struct
 import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import IO, Any, cast
 
 import numpy as np
@@ -40,7 +45,6 @@ _DESCRIPTION = 0x0008103E
 _STUDY_UID = 0x0020000D
 _SERIES_UID = 0x0020000E
 _SERIES_NUMBER = 0x00200011
-_ACQUISITION = 0x00200012
 _POSITION = 0x00200032
 _ORIENTATION = 0x00200037
 _SAMPLES = 0x00280002
@@ -53,6 +57,8 @@ _BITS_ALLOCATED = 0x00280100
 _BITS_STORED = 0x00280101
 _HIGH_BIT = 0x00280102
 _SIGNED = 0x00280103
+_PADDING = 0x00280120
+_PADDING_LIMIT = 0x00280121
 _INTERCEPT = 0x00281052
 _SLOPE = 0x00281053
 _RESCALE_TYPE = 0x00281054
@@ -63,12 +69,54 @@ _ORIENTATION_GROUP = 0x00209116
 _MEASURES_GROUP = 0x00289110
 _RESCALE_GROUP = 0x00289145
 
+TRAITS: Mapping[str, tuple[int, ...]] = {
+    "acquisition": (0x00200012, 0x00209156),
+    "temporal": (0x00200100, 0x00209128),
+    "cardiac": (0x00209241,),
+    "respiratory": (0x00209245,),
+    "trigger": (0x00181060, 0x00209153),
+    "echo": (0x00180086,),
+    "stack": (0x00209056,),
+    "kernel": (0x00181210,),
+    "algorithm": (0x00189315,),
+    "filter": (0x00181160,),
+    "thickness": (0x00180050,),
+    "kvp": (0x00180060,),
+    "event": (0x00083010,),
+    "type": (_IMAGE_TYPE, 0x00089007),
+    "description": (_DESCRIPTION,),
+}
+"""What may tell scans of one series apart, by the name that `--series` gives it; the second tag is an enhanced image's.
+
+In this order: acquisition number, temporal position, percentage of the cardiac and of the respiratory phase, trigger
+time, echo, stack, convolution kernel, reconstruction algorithm, filter, slice thickness, tube voltage, irradiation
+event, image or frame type, series description.
+"""
+
+_TRAIT_GROUPS = (0x00209111, 0x00189118, 0x00209253, 0x00189314, 0x00189304, 0x00189325, _MEASURES_GROUP, 0x00189329)
+"""Functional groups that hold them: frame content, cardiac and respiratory synchronisation, reconstruction,
+acquisition details, X-ray details, pixel measures, frame type."""
+
 _TAGS = [
-    *(_IMAGE_TYPE, _CLASS, _MODALITY, _DESCRIPTION, _STUDY_UID, _SERIES_UID, _SERIES_NUMBER, _ACQUISITION),
-    *(_POSITION, _ORIENTATION, _SAMPLES, _PHOTOMETRIC, _FRAMES, _ROWS, _COLUMNS, _SPACING, _BITS_ALLOCATED),
-    *(_BITS_STORED, _HIGH_BIT, _SIGNED, _INTERCEPT, _SLOPE, _RESCALE_TYPE, _SHARED_GROUPS, _FRAME_GROUPS),
+    *(_IMAGE_TYPE, _CLASS, _MODALITY, _DESCRIPTION, _STUDY_UID, _SERIES_UID, _SERIES_NUMBER, _POSITION, _ORIENTATION),
+    *(_SAMPLES, _PHOTOMETRIC, _FRAMES, _ROWS, _COLUMNS, _SPACING, _BITS_ALLOCATED, _BITS_STORED, _HIGH_BIT, _SIGNED),
+    *(_PADDING, _PADDING_LIMIT, _INTERCEPT, _SLOPE, _RESCALE_TYPE, _SHARED_GROUPS, _FRAME_GROUPS),
+    *(tag for tags in TRAITS.values() for tag in tags),
 ]
+_BINARY = {"US": "H", "SS": "h", "UL": "I", "SL": "i", "UV": "Q", "SV": "q", "FL": "f", "FD": "d"}
+"""Value representations (VR) of binary numbers, with their format in `struct`."""
+
+_BYTES = ("OB", "OD", "OF", "OL", "OV", "OW", "AT")
+_DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+"""A decimal string (DS) of the standard; `float` would also read `1_0`, `nan` and other digits."""
+
+_COMMA = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?", re.ASCII)
+_THOUSANDS = re.compile(r"[+-]?[1-9],\d{3}", re.ASCII)
+_NO_TEXT = b"a sequence"
+_BLANK = b" "
+_COUNTS = {1: "one decimal number", 2: "two decimal numbers", 3: "three decimal numbers", 6: "six decimal numbers"}
 _LONGEST_TEXT = 64
+_LONGEST_BYTES = 16
 _LONGEST_IMAGE_TYPE = 256
 _LONGEST_VALUE = 1 << 26
 """Longer values are skipped, so that a damaged length asks for no memory; 64 MiB hold the groups of 50,000 frames."""
@@ -76,7 +124,7 @@ _LONGEST_VALUE = 1 << 26
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """Where a slice lies, and how its stored values turn into HU; a field is None where the file does not state it.
+    """Where a slice lies, how its stored values turn into HU, and what scan it belongs to; None is not stated.
 
     Attributes:
         position: Of the first voxel, in mm, towards Left, Posterior, Superior.
@@ -84,6 +132,7 @@ class Frame:
         spacing_mm: Between rows, and between columns.
         slope: What stored values are multiplied with.
         intercept: What is added then.
+        traits: What may tell it apart from slices of other scans in the series, see `TRAITS`; only what is stated.
     """
 
     position: NDArray[np.float64] | None
@@ -91,6 +140,7 @@ class Frame:
     spacing_mm: NDArray[np.float64] | None
     slope: float | None
     intercept: float | None
+    traits: Mapping[str, str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +156,6 @@ class Image:
         modality: What made the object: CT, MR, SEG, …
         ct_class: Whether it is by its class a CT image, which must state place and size, and not a screen capture say.
         image_type: Its values in capitals, such as ORIGINAL, PRIMARY, AXIAL.
-        acquisition: The number of the acquisition, fit to be shown; empty if none.
         rows: Number of rows, 0 if there are none.
         columns: Number of columns, 0 if there are none.
         samples: Values a voxel.
@@ -115,11 +164,14 @@ class Image:
         bits_stored: Bits of those that hold its value.
         high_bit: The highest of those.
         signed: Whether the highest bit is a sign.
+        padding: The least and the greatest stored value of padding; None if the header states none.
         rescale_type: The unit that the rescaled values are in; empty if it is not stated.
         syntax: The UID of the transfer syntax.
         implicit: Whether data elements are stored without their type.
         pixels_at: Where the element of the voxels begins in the file.
         frames: Its slices; none where the object is no image.
+        faults: Numbers of its header that are stated and cannot be read, with their tag and value.
+        commas: Numbers that were read with a decimal comma: tag and value, by keyword.
     """
 
     member: Member
@@ -130,7 +182,6 @@ class Image:
     modality: str
     ct_class: bool
     image_type: tuple[str, ...]
-    acquisition: str
     rows: int
     columns: int
     samples: int
@@ -139,11 +190,14 @@ class Image:
     bits_stored: int
     high_bit: int
     signed: bool
+    padding: tuple[int, int] | None
     rescale_type: str
     syntax: str
     implicit: bool
     pixels_at: int
     frames: tuple[Frame, ...]
+    faults: tuple[str, ...]
+    commas: Mapping[str, str]
 
     @property
     def big_endian(self) -> bool:
@@ -229,6 +283,10 @@ def _read_image(file: IO[bytes], member: Member) -> Image | None:
         return None
     bits = header.integer(_BITS_ALLOCATED, 16)
     stored = header.integer(_BITS_STORED, bits)
+    signed = header.integer(_SIGNED, 0)
+    if signed not in {0, 1}:
+        header.report.fault(header, _SIGNED, "neither 0 nor 1")
+    frames = _read_frames(header)
     return Image(
         member=member,
         study_uid=header.text(_STUDY_UID),
@@ -238,7 +296,6 @@ def _read_image(file: IO[bytes], member: Member) -> Image | None:
         modality=header.text(_MODALITY),
         ct_class=header.text(_CLASS) in _CT_CLASSES,
         image_type=tuple(header.text(_IMAGE_TYPE, _LONGEST_IMAGE_TYPE).upper().split("\\")),
-        acquisition=header.text(_ACQUISITION),
         rows=header.integer(_ROWS, 0),
         columns=header.integer(_COLUMNS, 0),
         samples=header.integer(_SAMPLES, 1),
@@ -246,21 +303,37 @@ def _read_image(file: IO[bytes], member: Member) -> Image | None:
         bits_allocated=bits,
         bits_stored=stored,
         high_bit=header.integer(_HIGH_BIT, stored - 1),
-        signed=header.integer(_SIGNED, 0) == 1,
+        signed=signed == 1,
+        padding=_read_padding(header, max(1, min(bits, 16)), signed=signed == 1),
         rescale_type=header.text(_RESCALE_TYPE),
         syntax=syntax,
         implicit=bool(dataset.original_encoding[0]),
         pixels_at=file.tell(),
-        frames=_read_frames(header),
+        frames=frames,
+        faults=tuple(header.report.faults),
+        commas=header.report.commas,
     )
 
 
-class _Elements:
-    """The data elements of a data set, by tag, as text and numbers."""
+@dataclass
+class _Report:
+    """What is odd about the numbers of a header; see `Image`."""
 
-    def __init__(self, dataset: Any) -> None:  # noqa: ANN401 - pydicom's data sets, which give anything
+    faults: dict[str, None] = field(default_factory=dict)
+    commas: dict[str, str] = field(default_factory=dict)
+
+    def fault(self, elements: "_Elements", tag: int, reason: str) -> None:
+        """Keep that a value is stated and cannot be used; once, in however many frames it stands."""
+        self.faults[f"{_name(tag)} is {elements.quoted(tag)}, {reason}"] = None
+
+
+class _Elements:
+    """The data elements of a data set, by tag, as text and numbers; items of its sequences share its report."""
+
+    def __init__(self, dataset: Any, report: _Report | None = None) -> None:  # noqa: ANN401 - pydicom's data sets
         self._dataset = dataset
-        self._little_endian = bool(dataset.original_encoding[1])
+        self._order = "<" if dataset.original_encoding[1] else ">"
+        self.report = report or _Report()
 
     def text(self, tag: int, longest: int = _LONGEST_TEXT) -> str:
         value = self._value(tag)[: 4 * longest]
@@ -270,32 +343,109 @@ class _Elements:
             text = value.decode("latin-1")
         return printable(text, longest)
 
+    def shown(self, tag: int) -> str:
+        """Return a value of any representation as text that can be shown."""
+        value, kind = self._value(tag), self._representation(tag)
+        size = struct.calcsize(_BINARY.get(kind, "B"))
+        if kind in _BINARY and len(value) % size == 0:
+            count = len(value) // size
+            return "\\".join(f"{number:g}" for number in struct.unpack(f"{self._order}{count}{_BINARY[kind]}", value))
+        text = self.text(tag) if kind not in _BYTES and value.isascii() else ""
+        return text or value[:_LONGEST_BYTES].hex(" ")
+
+    def quoted(self, tag: int) -> str:
+        """Return a value in quotation marks, with its representation where that is not the one of text."""
+        kind = self._representation(tag)
+        return f'"{self.shown(tag)}"' + (f" in binary ({kind})" if kind in _BINARY or kind in _BYTES else "")
+
+    def states(self, tag: int) -> bool:
+        """Tell whether an element is there and has a value."""
+        return bool(self._value(tag).strip(_BLANK)) or (
+            len(self._value(tag)) > 0 and self._representation(tag) in _BINARY
+        )
+
     def integer(self, tag: int, default: int) -> int:
+        """Return one binary whole number, `default` where none is stated; what cannot be read is reported."""
         value = self._value(tag)
-        return int.from_bytes(value[:2], "little" if self._little_endian else "big") if value else default
+        if not value:
+            return default
+        kind = self._representation(tag)
+        kind = "US" if kind == "OW" else kind  # some writers of padding, whose VR the standard leaves open, take it
+        if kind not in {"US", "SS", "UL", "SL"} or len(value) != struct.calcsize(_BINARY[kind]):
+            self.report.fault(self, tag, "not one binary whole number")
+            return default
+        return int(struct.unpack(f"{self._order}{_BINARY[kind]}", value)[0])
 
     def numbers(self, tag: int, count: int) -> NDArray[np.float64] | None:
-        """Return decimal numbers; None where there are not `count` finite ones."""
-        try:
-            values = np.array([float(text) for text in self._value(tag).decode("ascii").strip(" \0").split("\\")])
-        except ValueError:
-            return None
-        return values if len(values) == count and np.all(np.isfinite(values)) else None
+        """Return `count` decimal numbers; None where none are stated, or where they cannot be read, which is reported.
 
-    def number(self, tag: int) -> float | None:
-        values = self.numbers(tag, 1)
-        return None if values is None else float(values[0])
+        A decimal comma is read as a point, unless `1,024` may as well be 1024.
+        """
+        stated = self._value(tag)
+        if not stated.strip(_BLANK):
+            return None
+        kind = self._representation(tag)
+        texts = [text.strip() for text in stated.decode("latin-1").strip("\0 ").split("\\")]
+        values: list[float] = []
+        if kind not in _BINARY and kind not in _BYTES:
+            values = [
+                float(text.replace(",", ".")) for text in texts if _DECIMAL.fullmatch(text) or _COMMA.fullmatch(text)
+            ]
+        if len(values) != len(texts) or len(values) != count or not np.all(np.isfinite(values)):
+            self.report.fault(self, tag, f"not {_COUNTS[count]}")
+            return None
+        if tag in {_INTERCEPT, _POSITION} and any(_THOUSANDS.fullmatch(text) for text in texts):
+            self.report.fault(self, tag, "whose comma may stand for a decimal point or group thousands")
+            return None
+        if b"," in stated:
+            self.report.commas.setdefault(_name(tag), self.shown(tag))
+        return np.array(values)
 
     def items(self, tag: int) -> Sequence["_Elements"]:
         if tag not in self._dataset:
             return []
-        return [_Elements(item) for item in self._dataset[tag].value]
+        return [_Elements(item, self.report) for item in self._dataset[tag].value]
 
     def _value(self, tag: int) -> bytes:
         if tag not in self._dataset:
             return b""
         value = self._dataset.get_item(tag).value
-        return value if isinstance(value, bytes) else b""
+        return value if isinstance(value, bytes) else _NO_TEXT if value else b""
+
+    def _representation(self, tag: int) -> str:
+        """Return the VR of an element, that of the dictionary where the file names none."""
+        from pydicom.datadict import dictionary_VR  # noqa: PLC0415 - who reads no DICOM need not wait for it
+
+        kind = self._dataset.get_item(tag).VR
+        kind = dictionary_VR(tag) if kind in {None, "UN"} else str(kind)
+        return "US" if kind == "US or SS" else kind
+
+
+def _name(tag: int) -> str:
+    """Name a tag as in `RescaleSlope (0028,1053)`."""
+    from pydicom.datadict import keyword_for_tag  # noqa: PLC0415 - who reads no DICOM need not wait for it
+
+    return f"{keyword_for_tag(tag)} ({tag >> 16:04X},{tag & 0xFFFF:04X})"
+
+
+def _read_padding(header: _Elements, bits: int, *, signed: bool) -> tuple[int, int] | None:
+    """Return the least and the greatest stored value that is padding, signed as voxels are, whatever its own VR is."""
+    if not header.states(_PADDING):
+        return None
+    value = header.integer(_PADDING, 0)
+    ends = sorted(_as_voxel(one, bits, signed=signed) for one in (value, header.integer(_PADDING_LIMIT, value)))
+    return ends[0], ends[1]
+
+
+def _as_voxel(value: int, bits: int, *, signed: bool) -> int:
+    """Take the bits of a value, those of a voxel or 16, for signed or unsigned; what needs more is left as it is."""
+    for span in (1 << bits, 1 << 16):
+        sign = span >> 1
+        if signed and sign <= value < span:
+            value -= span
+        elif not signed and -sign <= value < 0:
+            value += span
+    return value
 
 
 def _read_frames(header: _Elements) -> tuple[Frame, ...]:
@@ -303,8 +453,8 @@ def _read_frames(header: _Elements) -> tuple[Frame, ...]:
     if groups:
         shared = header.items(_SHARED_GROUPS)[:1]
         return tuple(_read_frame([header, *shared, group], grouped=True) for group in groups)
-    count = header.number(_FRAMES)
-    if count is not None and count != 1:
+    count = header.numbers(_FRAMES, 1)
+    if count is not None and count[0] != 1:
         return ()  # several frames that do not state where they lie
     return (_read_frame([header], grouped=False),)
 
@@ -327,4 +477,17 @@ def _read_frame(sources: Sequence[_Elements], *, grouped: bool) -> Frame:
                 if values is not None:
                     found[tag] = values
     slope, intercept = (float(found[tag][0]) if tag in found else None for tag in (_SLOPE, _INTERCEPT))
-    return Frame(found.get(_POSITION), found.get(_ORIENTATION), found.get(_SPACING), slope, intercept)
+    traits = _read_traits(sources, grouped=grouped)
+    return Frame(found.get(_POSITION), found.get(_ORIENTATION), found.get(_SPACING), slope, intercept, traits)
+
+
+def _read_traits(sources: Sequence[_Elements], *, grouped: bool) -> dict[str, str]:
+    traits: dict[str, str] = {}
+    for source in sources:
+        inner = [item for group in _TRAIT_GROUPS for item in source.items(group)] if grouped else []
+        for holder in (source, *inner):
+            for name, tags in TRAITS.items():
+                for tag in tags:
+                    if holder.states(tag):
+                        traits[name] = holder.shown(tag)
+    return traits

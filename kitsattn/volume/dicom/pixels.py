@@ -44,7 +44,9 @@ def check_format(image: Image, path: Path) -> None:
         raise _damaged(where, f"{image.member.size} of {needed} bytes")
 
 
-def read_stored(image: Image, frames: Sequence[int], decoder: Decoder, path: Path) -> Iterator[NDArray[Any]]:
+def read_stored(
+    image: Image, frames: Sequence[int], decoder: Decoder, path: Path
+) -> Iterator[tuple[NDArray[Any], NDArray[np.bool_] | None]]:
     """Read slices of one file, without slope and intercept.
 
     Args:
@@ -54,7 +56,8 @@ def read_stored(image: Image, frames: Sequence[int], decoder: Decoder, path: Pat
         path: The folder or archive; named in errors.
 
     Yields:
-        The slices, (rows, columns), integers.
+        The slices, (rows, columns), integers; and of each which voxels are padding, None where the header states no
+        padding.
 
     Raises:
         KitsattnError: If the file is truncated or damaged, or compressed in a way that is not read.
@@ -68,7 +71,9 @@ def read_stored(image: Image, frames: Sequence[int], decoder: Decoder, path: Pat
                 yield from _read_native(file, length, image, frames)
             else:
                 encoded = _read_encoded(file, length, image)
-                yield from (_decode(encoded[frame], decoder, image, where) for frame in frames)
+                for frame in frames:
+                    decoded = _decode(encoded[frame], decoder, image, where)
+                    yield decoded, _find_padding(decoded, decoded, image)
     except READ_ERRORS as error:
         raise _damaged(where, "its voxels end early or are scrambled") from error
 
@@ -85,7 +90,9 @@ def _element_length(file: IO[bytes], image: Image) -> int:
     return int(length)
 
 
-def _read_native(file: IO[bytes], length: int, image: Image, frames: Sequence[int]) -> Iterator[NDArray[Any]]:
+def _read_native(
+    file: IO[bytes], length: int, image: Image, frames: Sequence[int]
+) -> Iterator[tuple[NDArray[Any], NDArray[np.bool_] | None]]:
     needed = image.frame_bytes * len(image.frames)
     if length not in {needed, needed + needed % 2}:  # values are padded to an even number of bytes
         msg = f"{length} bytes of voxels where {needed} are stated"
@@ -95,8 +102,10 @@ def _read_native(file: IO[bytes], length: int, image: Image, frames: Sequence[in
     begin = file.tell()
     for frame in frames:
         file.seek(begin + frame * image.frame_bytes)
-        values = np.frombuffer(file.read(image.frame_bytes), stored).reshape(image.rows, image.columns)
-        yield _used_bits(values.astype(stored.newbyteorder("="), copy=False), image)
+        words = np.frombuffer(file.read(image.frame_bytes), stored).reshape(image.rows, image.columns)
+        words = words.astype(stored.newbyteorder("="), copy=False)
+        values = _used_bits(words, image)
+        yield values, _find_padding(words, values, image)
     file.read(_SPARE_BYTES)  # to the end of a member of an archive, where its checksum is compared
 
 
@@ -107,6 +116,19 @@ def _used_bits(values: NDArray[Any], image: Image) -> NDArray[Any]:
     above = image.bits_allocated - 1 - image.high_bit
     used: NDArray[Any] = np.right_shift(np.left_shift(values, above), image.bits_allocated - image.bits_stored)
     return used
+
+
+def _find_padding(words: NDArray[Any], values: NDArray[Any], image: Image) -> NDArray[np.bool_] | None:
+    """Return which voxels are padding, PixelPaddingValue (0028,0120) up to PixelPaddingRangeLimit (0028,0121).
+
+    A padding that the stored bits cannot hold, such as 63536 of 12 bits, takes all the bits of a voxel.
+    """
+    if image.padding is None:
+        return None
+    low, high = image.padding
+    least = -(1 << (image.bits_stored - 1)) if image.signed else 0
+    held = values if least <= low and high < least + (1 << image.bits_stored) else words
+    return (held >= low) & (held <= high)
 
 
 def _read_encoded(file: IO[bytes], length: int, image: Image) -> list[bytes]:

@@ -61,11 +61,13 @@ class Stack:
         slices: In their order along the normal.
         affine: 4 x 4, maps (column, row, slice) to mm towards Left, Posterior, Superior.
         notes: What was odd, a sentence each.
+        series: The name by which `--series` chooses their series; empty if nobody has said it yet.
     """
 
     slices: tuple[Slice, ...]
     affine: NDArray[np.float64]
     notes: tuple[str, ...]
+    series: str = ""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -86,10 +88,9 @@ def stack_slices(slices: Sequence[Slice], same_voxels: Callable[[Slice, Slice], 
             are tilted or lie irregularly, or if there is one only.
     """
     notes: list[str] = []
-    kept = _without_localizers(slices, notes)
-    _refuse_different(kept, path)
-    along_row, along_column, normal = _axes(kept[0], path)
-    kept = sorted(kept, key=lambda item: (float(position_of(item) @ normal), item.image.member.name, item.index))
+    _refuse_different(slices, path)
+    along_row, along_column, normal = _axes(slices[0], path)
+    kept = sorted(slices, key=lambda item: (float(position_of(item) @ normal), item.image.member.name, item.index))
     kept = _without_duplicates(kept, normal, same_voxels, notes, path)
     if len(kept) == 1:
         msg = f"{path} holds one slice of its series, and a scan has several: name the folder with all of them"
@@ -131,14 +132,6 @@ def _spacing(item: Slice) -> NDArray[np.float64]:
     spacing = item.frame.spacing_mm
     assert spacing is not None
     return spacing
-
-
-def _without_localizers(slices: Sequence[Slice], notes: list[str]) -> list[Slice]:
-    kept = [item for item in slices if "LOCALIZER" not in item.image.image_type]
-    if not kept or len(kept) == len(slices):
-        return list(slices)
-    notes.append(f"Left out {plural(len(slices) - len(kept), 'localizer')} of the series.")
-    return kept
 
 
 def _refuse_different(slices: Sequence[Slice], path: Path) -> None:
@@ -193,11 +186,9 @@ def _without_duplicates(
             continue
         apart = float(np.linalg.norm(position_of(item) - position_of(before)))
         if apart > ACROSS_TOLERANCE * float(_spacing(item).min()) or not same_voxels(before, item):
-            numbers = sorted({before.image.acquisition, item.image.acquisition} - {""})
-            acquisitions = f" (acquisitions {' and '.join(numbers)})" if len(numbers) > 1 else ""
             msg = (
                 f"{path} has different slices at one place in one series, {before.image.member.name} and "
-                f"{item.image.member.name}{acquisitions}: put those of one acquisition into a folder of their own"
+                f"{item.image.member.name}: put those of one scan into a folder of their own"
             )
             raise KitsattnError(msg)
     dropped = len(slices) - len(kept)
