@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from kitsattn.evaluate.report import write_report, write_summary
 from kitsattn.evaluate.run import evaluate_cases
 from kitsattn.evaluate.scores import Scores
 from kitsattn.figures.overlay import overlay_sheet
+from kitsattn.files import sole_writer
 from kitsattn.jobs import Progress, silent
 from kitsattn.labels import KITS19, KITS23
 from kitsattn.notices import RESEARCH_NOTICE
@@ -81,29 +83,38 @@ def train_run(
         which leaves the file that ships instead (`train.starter`).
 
     Raises:
-        KitsattnError: If a checkpoint does not fit, a scan is gone, or the disk is full.
+        KitsattnError: If another process trains the same fold of the same run, a checkpoint does not fit, a scan is
+            gone, or the disk is full.
         OutOfTimeError: If `max_minutes` have passed; everything is saved.
     """
     deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
     results = []
     for job in jobs:
-        checkpoint = train_fold(
-            job,
-            go_on=go_on,
-            save_every_minutes=save_every_minutes,
-            deadline=deadline,
-            progress=progress,
-            epoch_end=epoch_end,
-        )
-        if job.made is not None:
+        with _only_training(job):
+            checkpoint = train_fold(
+                job,
+                go_on=go_on,
+                save_every_minutes=save_every_minutes,
+                deadline=deadline,
+                progress=progress,
+                epoch_end=epoch_end,
+            )
+            if job.made is not None:
+                if job.ranks.leads:
+                    ship(job, checkpoint)
+                continue
+            predict_held_out(job, checkpoint, progress=progress)
+            job.ranks.meet()
             if job.ranks.leads:
-                ship(job, checkpoint)
-            continue
-        predict_held_out(job, checkpoint, progress=progress)
-        job.ranks.meet()
-        if job.ranks.leads:
-            results.append(score_held_out(job, checkpoint, progress=progress))
+                results.append(score_held_out(job, checkpoint, progress=progress))
     return results
+
+
+def _only_training(job: FoldJob) -> AbstractContextManager[None]:
+    """Keep other trainings out of the fold's folder; of several processes, the one that writes does it for all."""
+    if not job.ranks.leads:
+        return nullcontext()
+    return sole_writer(job.folder, "kitsattn train", instead="name another --run-name")
 
 
 def predict_held_out(job: FoldJob, checkpoint: Path, *, progress: Progress = silent) -> None:
