@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from kitsattn.errors import KitsattnError
 from kitsattn.jobs import Progress, silent
 from kitsattn.kernels.precision import mixed_precision
 from kitsattn.ranks import lost_rank
+from kitsattn.threads import threads_beside_others
 from kitsattn.train.fit import largest_batch
 from kitsattn.train.job import BEST, JOURNAL, LAST, PROGRESS, FoldJob
 from kitsattn.train.journal import EpochRecord, append_record, draw_journal, peak_memory, truncate_journal
@@ -73,17 +74,12 @@ def train_fold(
         OutOfTimeError: If the deadline has passed; everything is saved.
         Interrupted: If the process was told to stop, by Ctrl-C or SIGTERM; everything is saved.
     """
-    threads = torch.get_num_threads()
-    if job.device.type == "cpu":
-        # The batch processes have their cores: threads that wait for each other on a core that is taken
-        # slow a step of small tensors down up to tenfold.
-        torch.set_num_threads(max(1, min(threads, job.ranks.cores - job.workers)))
     try:
-        with signals_held_back(alone=job.ranks.size == 1) as asked:
+        with _threads(job, progress) as adapting, signals_held_back(alone=job.ranks.size == 1) as asked:
             _train(
                 job,
                 Watch(f"fold {job.fold}", job.ranks, asked, save_every_minutes, deadline),
-                progress,
+                adapting,
                 epoch_end,
                 go_on=go_on,
             )
@@ -96,12 +92,19 @@ def train_fold(
             raise
         msg = f"process {job.ranks.rank} of {job.ranks.size} has lost another one, whose own message says why"
         raise KitsattnError(msg) from error
-    finally:
-        torch.set_num_threads(threads)
     # Out here the error is gone, and with it the network that did not fit.
     fits = min(largest_batch(job) * job.ranks.size, size - job.ranks.size)
     msg = f"{failure}: --batch-size {fits} does, or train another --model; what was saved last is kept"
     raise KitsattnError(msg)
+
+
+def _threads(job: FoldJob, progress: Progress) -> AbstractContextManager[Progress]:
+    """On a CPU, let each thread have a core that neither a process that draws batches nor anybody else has."""
+    threads = torch.get_num_threads()
+    if job.device.type != "cpu":
+        return threads_beside_others(progress, threads, watch=False)
+    most = max(1, min(threads, job.ranks.cores - job.workers))
+    return threads_beside_others(progress, most)
 
 
 def _begin(job: FoldJob, *, go_on: bool) -> Learner:

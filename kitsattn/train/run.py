@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from kitsattn.checkpoint.header import read_header
 from kitsattn.errors import KitsattnError
 from kitsattn.evaluate.match import CasePair, MatchedCases
@@ -24,6 +26,7 @@ from kitsattn.predict.infer import load_ensemble
 from kitsattn.predict.run import predict_cases
 from kitsattn.preprocess.intensity import check_hu
 from kitsattn.preprocess.store import PreparedDataset
+from kitsattn.threads import threads_beside_others
 from kitsattn.train.fold import EpochEnd, ignore, train_fold
 from kitsattn.train.job import VALIDATION, FoldJob
 from kitsattn.train.starter import ship
@@ -134,7 +137,9 @@ def predict_held_out(job: FoldJob, checkpoint: Path, *, progress: Progress = sil
         if not _is_newer(target, checkpoint):
             cases.append(PredictionCase(name=case_id, source=source.image, target=target))
     ensemble = load_ensemble([checkpoint], job.device, job.precision)
-    for result in predict_cases(ensemble, cases, overwrite=True, progress=progress):
+    with threads_beside_others(progress, torch.get_num_threads(), watch=job.device.type == "cpu") as adapting:
+        results = predict_cases(ensemble, cases, overwrite=True, progress=adapting)
+    for result in results:
         if isinstance(result, KitsattnError):
             raise result
 
