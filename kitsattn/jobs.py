@@ -272,6 +272,14 @@ def _on_this_machine(
                 for outcome in outcomes:
                     yield outcome
                     done += 1
+        except OSError as error:  # of the processes themselves: what a case raises is its outcome
+            _log.warning(
+                "worker processes cannot be started (%s; they need a few kB of /dev/shm): the cases are run in this "
+                "process, as with --workers 1",
+                error.strerror or error,
+            )
+            yield from ((_attempt(work, case), []) for case in cases[done:])
+            return
         except TerminatedWorkerError:
             if alone:
                 yield _killed(cases[done]), []

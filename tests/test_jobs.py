@@ -356,6 +356,22 @@ def test_a_scheduler_that_goes_away_is_told(cluster: str) -> None:
         try_cases(kill_the_scheduler, [0], scheduler=cluster)
 
 
+@pytest.mark.parametrize("apart", [False, True])
+def test_where_no_process_can_be_started_this_one_works(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, *, apart: bool
+) -> None:
+    """Processes need semaphores, which a full /dev/shm has no room for; every case has its outcome all the same."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("joblib.externals.loky.reusable_executor._ReusablePoolExecutor.__init__", refuse)
+    results = try_cases(refuser(), [0, 1, 2], workers=1 if apart else 2, apart=apart)
+    assert [str(result) for result in results] == ["0", "1 is odd", "2"]
+    (record,) = caplog.records
+    assert "cannot be started (No space left on device" in record.getMessage()
+
+
 def test_a_cluster_without_workers_is_not_waited_for_without_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
