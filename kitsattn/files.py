@@ -174,6 +174,7 @@ def sole_writer(folder: Path, command: str, *, instead: str = "name another fold
             folder.mkdir(parents=True, exist_ok=True)
             try:
                 held.enter_context(lock)
+                held.callback(_remove_lock, Path(lock.lock_file))
             except OSError as error:
                 if isinstance(error, Timeout) or error.errno not in _NO_LOCKS:
                     raise
@@ -187,6 +188,12 @@ def sole_writer(folder: Path, command: str, *, instead: str = "name another fold
         except OSError as error:
             raise unwritable(folder, error) from error
         yield
+
+
+def _remove_lock(path: Path) -> None:
+    """Leave no file behind; who has opened it by now sees that it has no name any more, and opens the next one."""
+    with suppress(OSError):  # not on Windows, while it is open
+        path.unlink()
 
 
 @contextmanager
