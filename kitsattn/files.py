@@ -9,13 +9,20 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kitsattn.errors import KitsattnError
 
+if TYPE_CHECKING:
+    from filelock import SoftFileLease
+
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
+
+_LEASE_S = 30.0
+"""After so many seconds without a sign of life, what a process of another machine has left is taken over."""
 
 _PARTIAL = "." + "[0-9a-f]" * 8 + ".part.*"
 """What a name looks like until the file or folder is whole."""
@@ -153,35 +160,76 @@ def _restore_or_remove(replaced: Path, path: Path) -> None:
 
 
 @contextmanager
-def sole_writer(folder: Path, command: str) -> Iterator[None]:
+def sole_writer(folder: Path, command: str, *, instead: str = "name another folder") -> Iterator[None]:
     """Keep a second process that runs the same command out of a folder: both would write the same files.
 
-    On a file system without locks nothing is kept out.
+    A lock of the system keeps out processes of this machine, also while this process is suspended. A file that is
+    touched every few seconds keeps out those of other machines, and holds the owner's process id and host. What a
+    process has left that was killed is taken over: at once if it ran on this machine, else after half a minute in which
+    nothing has touched the file.
 
     Args:
         folder: Where the command writes; it is made if it is missing.
         command: What writes there, as in `kitsattn preprocess`.
+        instead: What else the user can do than wait, for the message.
 
     Raises:
         KitsattnError: If another process is at work there, or the folder cannot be written.
     """
-    from filelock import FileLock, Timeout  # noqa: PLC0415 - `kitsattn --help` does without
+    from filelock import FileLock, SoftFileLease, Timeout  # noqa: PLC0415 - `kitsattn --help` does without
 
-    lock = FileLock(folder / f".{command.rpartition(' ')[2]}.lock", timeout=0)
+    name = command.rpartition(" ")[2]
+    lock = FileLock(folder / f".{name}.lock", timeout=0, fallback_to_soft=False)
+    lease = SoftFileLease(
+        folder / f".{name}.owner",
+        lease_duration=_LEASE_S,
+        on_compromise=lambda _: _log.warning("%s: another `%s` writes there, too: stop one of them", folder, command),
+    )
+    with ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                held.enter_context(lock)
+                held.callback(_remove_lock, Path(lock.lock_file))
+            except OSError as error:
+                if isinstance(error, Timeout) or error.errno not in _NO_LOCKS:
+                    raise
+                _log.debug("%s: its file system has no locks", folder)
+            held.enter_context(_leased(lease))
+        except Timeout as error:
+            owner = lease.owner
+            who = "" if owner is None else f", process {owner.pid} on {owner.hostname.partition('?')[0]}"
+            msg = f"{folder} is in use by another `{command}`{who}: wait until it has ended, or {instead}"
+            raise KitsattnError(msg) from error
+        except OSError as error:
+            raise unwritable(folder, error) from error
+        yield
+
+
+def _remove_lock(path: Path) -> None:
+    """Leave no file behind; who has opened it by now sees that it has no name any more, and opens the next one."""
+    with suppress(OSError):  # not on Windows, while it is open
+        path.unlink()
+
+
+@contextmanager
+def _leased(lease: "SoftFileLease") -> Iterator[None]:
+    """Hold a lease; where another holds it, look for a while whether that one is alive.
+
+    Raises:
+        filelock.Timeout: If it is.
+    """
+    from filelock import Timeout  # noqa: PLC0415 - see above
+
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout as error:
-        msg = f"{folder} is being filled by another `{command}`: wait until it has ended, or name another folder"
-        raise KitsattnError(msg) from error
-    except NotImplementedError:
-        _log.debug("%s: its file system has no locks", folder)
-    except OSError as error:
-        raise unwritable(folder, error) from error
+        lease.acquire(timeout=_LEASE_S / 30)
+    except Timeout:
+        _log.info("%s: looking for %.0f s whether its process is at work", lease.lock_file, _LEASE_S)
+        lease.acquire(timeout=1.2 * _LEASE_S)
     try:
         yield
     finally:
-        lock.release()
+        lease.release()
 
 
 def is_clutter(name: str) -> bool:

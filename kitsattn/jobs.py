@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -30,6 +31,8 @@ _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.lim
 _CGROUP_USES = ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory/memory.usage_in_bytes")
 _ANSWER_SECONDS = 30
 """How long a Dask scheduler may take to answer."""
+_NO_WORKER_SECONDS = 1800
+"""How long a Dask cluster may be without a worker: in the queue of a busy cluster, they come one by one."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 """What glibc's mallopt sets, by the numbers of its malloc.h."""
@@ -269,6 +272,14 @@ def _on_this_machine(
                 for outcome in outcomes:
                     yield outcome
                     done += 1
+        except OSError as error:  # of the processes themselves: what a case raises is its outcome
+            _log.warning(
+                "worker processes cannot be started (%s; they need a few kB of /dev/shm): the cases are run in this "
+                "process, as with --workers 1",
+                error.strerror or error,
+            )
+            yield from ((_attempt(work, case), []) for case in cases[done:])
+            return
         except TerminatedWorkerError:
             if alone:
                 yield _killed(cases[done]), []
@@ -318,7 +329,7 @@ def _on_cluster(work: Callable[[Any], Any], cases: Sequence[Any], scheduler: str
     with client:
         for case, future in zip(cases, client.map(_Sent(work), cases, pure=False), strict=True):
             try:
-                yield future.result()
+                yield _await_cluster(client, future, scheduler)
             except KilledWorker:
                 yield _killed(case), []
             except CancelledError as error:
@@ -329,6 +340,28 @@ def _on_cluster(work: Callable[[Any], Any], cases: Sequence[Any], scheduler: str
                     raise
                 msg = f"the cluster at {scheduler} lacks something ({error.__cause__}): install the same kitsattn there"
                 raise KitsattnError(msg) from error
+
+
+def _await_cluster(client: Any, future: Any, scheduler: str) -> Any:  # noqa: ANN401 - Dask's, and whatever cases give
+    """Return the result of a case; wait for it while the cluster has workers, and for a first one for a while."""
+    seen = time.monotonic()
+    while True:
+        try:
+            return future.result(timeout=_ANSWER_SECONDS)
+        except TimeoutError as error:
+            missing_s = time.monotonic() - seen
+            if client.scheduler_info()["workers"]:
+                seen = time.monotonic()
+            elif missing_s > _NO_WORKER_SECONDS:
+                msg = (
+                    f"the Dask scheduler at {scheduler} has had no worker for {missing_s / 60:.0f} minutes: start one "
+                    f"with `dask worker {scheduler}` and run the same command again, it goes on"
+                )
+                raise KitsattnError(msg) from error
+            elif missing_s < 2 * _ANSWER_SECONDS:
+                _log.warning(
+                    "the Dask scheduler at %s has no worker: `dask worker %s` starts one", scheduler, scheduler
+                )
 
 
 def _killed(case: object) -> KitsattnError:

@@ -3,13 +3,17 @@
 import hashlib
 import os
 import resource
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from kitsattn import files
 from kitsattn.errors import KitsattnError
 from kitsattn.files import (
     atomic_folder,
@@ -189,22 +193,81 @@ def test_what_another_process_may_be_writing_is_left(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [".00000002.part.b.nii.gz"]
 
 
-def test_a_file_system_without_locks_keeps_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some of a cluster have none; and a folder that cannot be made is named."""
-    with monkeypatch.context() as patched:
-        patched.setattr("filelock.FileLock.acquire", _without_locks)
-        with sole_writer(tmp_path / "new", "kitsattn preprocess"):
-            assert (tmp_path / "new").is_dir()
+OWNER = """
+import errno, fcntl, pathlib, socket, sys, time
+from kitsattn import files
+
+folder, host, mode = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+if mode == "no locks":
+    def refuse(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+    fcntl.flock = refuse
+if host:
+    socket.gethostname = lambda: host
+files._LEASE_S = 1.5
+with files.sole_writer(folder, "kitsattn train"):
+    print("at work", flush=True)
+    time.sleep(60)
+"""
+
+
+@contextmanager
+def _owner(folder: Path, *, host: str = "", locks: bool = True) -> Iterator[subprocess.Popen[str]]:
+    """A process that writes to a folder, of another machine too."""
+    command = [sys.executable, "-c", OWNER, str(folder), host, "" if locks else "no locks"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "at work\n"
+        yield process
+        process.kill()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="its locks are others")
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_second_writer_is_refused_while_the_first_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, stopped: bool
+) -> None:
+    """It is told which process is at work, also one that is suspended; what a killed one has left is taken over."""
+    monkeypatch.setattr(files, "_LEASE_S", 1.5)
+    with _owner(tmp_path) as process:
+        if stopped:
+            process.send_signal(signal.SIGSTOP)
+            time.sleep(2)
+        with (
+            pytest.raises(KitsattnError, match=rf"in use by another `kitsattn train`, process {process.pid} on "),
+            sole_writer(tmp_path, "kitsattn train"),
+        ):
+            pass
+    assert (tmp_path / ".train.owner").exists()
+    with sole_writer(tmp_path, "kitsattn train"):
+        assert f"pid={os.getpid()}" in (tmp_path / ".train.owner").read_text()
+    assert sys.platform == "win32" or not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="its locks are others")
+def test_writers_of_other_machines_are_kept_out_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a sign of life in the folder itself; without one for a while it is taken over."""
+    monkeypatch.setattr(files, "_LEASE_S", 1.5)
+    with _owner(tmp_path, host="node7", locks=False) as process:
+        with (
+            pytest.raises(KitsattnError, match=rf"process {process.pid} on node7: .*, or name another --run-name"),
+            sole_writer(tmp_path, "kitsattn train", instead="name another --run-name"),
+        ):
+            pass
+        assert process.poll() is None
+    began = time.monotonic()
+    with sole_writer(tmp_path, "kitsattn train"):
+        assert time.monotonic() - began > 1.5
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    """A file may stand where it should be."""
     (tmp_path / "file").touch()
     with (
         pytest.raises(KitsattnError, match="file cannot be written: "),
         sole_writer(tmp_path / "file", "kitsattn preprocess"),
     ):
         pass
-
-
-def _without_locks(*_: object, **__: object) -> None:
-    raise NotImplementedError
 
 
 def test_what_systems_leave_in_folders_is_not_seen(tmp_path: Path) -> None:

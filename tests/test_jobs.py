@@ -356,6 +356,48 @@ def test_a_scheduler_that_goes_away_is_told(cluster: str) -> None:
         try_cases(kill_the_scheduler, [0], scheduler=cluster)
 
 
+@pytest.mark.parametrize("apart", [False, True])
+def test_where_no_process_can_be_started_this_one_works(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, *, apart: bool
+) -> None:
+    """Processes need semaphores, which a full /dev/shm has no room for; every case has its outcome all the same."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("joblib.externals.loky.reusable_executor._ReusablePoolExecutor.__init__", refuse)
+    results = try_cases(refuser(), [0, 1, 2], workers=1 if apart else 2, apart=apart)
+    assert [str(result) for result in results] == ["0", "1 is odd", "2"]
+    (record,) = caplog.records
+    assert "cannot be started (No space left on device" in record.getMessage()
+
+
+def test_a_cluster_without_workers_is_not_waited_for_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is said at once, since they may come; after a while the command ends."""
+    pytest.importorskip("distributed", reason="needs the extra cluster")
+    monkeypatch.setattr(jobs, "_ANSWER_SECONDS", 5)
+    monkeypatch.setattr(jobs, "_NO_WORKER_SECONDS", 6)
+    address = tmp_path / "address"
+    script = (
+        "import asyncio, sys; from pathlib import Path; from distributed import Scheduler\n"
+        "async def serve():\n"
+        "    async with Scheduler(host='127.0.0.1', port=0, dashboard_address=None) as scheduler:\n"
+        "        Path(sys.argv[1]).write_text(scheduler.address)\n"
+        "        await scheduler.finished()\n"
+        "asyncio.run(serve())\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script, str(address)], stderr=subprocess.DEVNULL) as process:
+        while not address.exists() or not address.read_text():
+            assert process.poll() is None
+            time.sleep(0.05)
+        with pytest.raises(KitsattnError, match=r"has had no worker for .* `dask worker tcp://"):
+            try_cases(refuser(), [0], scheduler=address.read_text())
+        process.kill()
+    assert "has no worker" in caplog.text
+
+
 def test_a_scheduler_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody listens on port 1, and a word is no address."""
     pytest.importorskip("distributed", reason="needs the extra cluster")

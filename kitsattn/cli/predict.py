@@ -224,6 +224,7 @@ def predict(
     from kitsattn.predict.infer import Inference, load_ensemble
     from kitsattn.predict.run import attempt, predict_cases
     from kitsattn.ranks import join_ranks
+    from kitsattn.threads import threads_beside_others
 
     chosen = choose_device(device.value)
     if chosen.type == "cpu":
@@ -249,7 +250,11 @@ def predict(
             overlap=overlap,
             fast=fast,
         )
-        with progress_bars() as progress:
+        threads = torch.get_num_threads()
+        with (
+            progress_bars() as bars,
+            threads_beside_others(bars, threads, watch=chosen.type == "cpu") as progress,
+        ):
             own = predict_cases(
                 ensemble,
                 ranks.share(left),

@@ -3,7 +3,8 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, closing
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -12,12 +13,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from kitsattn.batches.loader import BatchKey, BatchSettings, SlabBatch, SlabBatches, load_batches
+from kitsattn.batches.loader import BatchKey, BatchSettings, SlabBatch, SlabBatches
 from kitsattn.batches.made import HeldOutSlices, MadeBatches
+from kitsattn.batches.processes import load_batches
 from kitsattn.errors import KitsattnError
 from kitsattn.jobs import Progress, silent
 from kitsattn.kernels.precision import mixed_precision
 from kitsattn.ranks import lost_rank
+from kitsattn.threads import threads_beside_others
 from kitsattn.train.fit import largest_batch
 from kitsattn.train.job import BEST, JOURNAL, LAST, PROGRESS, FoldJob
 from kitsattn.train.journal import EpochRecord, append_record, draw_journal, peak_memory, truncate_journal
@@ -71,17 +74,12 @@ def train_fold(
         OutOfTimeError: If the deadline has passed; everything is saved.
         Interrupted: If the process was told to stop, by Ctrl-C or SIGTERM; everything is saved.
     """
-    threads = torch.get_num_threads()
-    if job.device.type == "cpu":
-        # The batch processes have their cores: threads that wait for each other on a core that is taken
-        # slow a step of small tensors down up to tenfold.
-        torch.set_num_threads(max(1, min(threads, job.ranks.cores - job.workers)))
     try:
-        with signals_held_back(alone=job.ranks.size == 1) as asked:
+        with _threads(job, progress) as adapting, signals_held_back(alone=job.ranks.size == 1) as asked:
             _train(
                 job,
                 Watch(f"fold {job.fold}", job.ranks, asked, save_every_minutes, deadline),
-                progress,
+                adapting,
                 epoch_end,
                 go_on=go_on,
             )
@@ -94,12 +92,19 @@ def train_fold(
             raise
         msg = f"process {job.ranks.rank} of {job.ranks.size} has lost another one, whose own message says why"
         raise KitsattnError(msg) from error
-    finally:
-        torch.set_num_threads(threads)
     # Out here the error is gone, and with it the network that did not fit.
     fits = min(largest_batch(job) * job.ranks.size, size - job.ranks.size)
     msg = f"{failure}: --batch-size {fits} does, or train another --model; what was saved last is kept"
     raise KitsattnError(msg)
+
+
+def _threads(job: FoldJob, progress: Progress) -> AbstractContextManager[Progress]:
+    """On a CPU, let each thread have a core that neither a process that draws batches nor anybody else has."""
+    threads = torch.get_num_threads()
+    if job.device.type != "cpu":
+        return threads_beside_others(progress, threads, watch=False)
+    most = max(1, min(threads, job.ranks.cores - job.workers))
+    return threads_beside_others(progress, most)
 
 
 def _begin(job: FoldJob, *, go_on: bool) -> Learner:
@@ -129,60 +134,72 @@ def _begin(job: FoldJob, *, go_on: bool) -> Learner:
 
 
 def _train(job: FoldJob, watch: Watch, progress: Progress, epoch_end: EpochEnd, *, go_on: bool) -> None:
-    """Begin, then train epoch by epoch; each ends with validation, journal, checkpoints."""
+    """Begin, then train epoch by epoch."""
     learner = _begin(job, go_on=go_on)
     if learner.finished:
         return
     watch.save = partial(save, job, learner)
-    recipe = job.recipe
-    batches = _load(job, learner)
-    total = recipe.epochs * recipe.batches_per_epoch
-    for epoch in range(learner.epoch, recipe.epochs):
-        started, waited, first = time.perf_counter(), 0.0, learner.batch
-        learner.schedule.before_batch(epoch * recipe.batches_per_epoch)
-        learning_rate = float(learner.optimizer.param_groups[0]["lr"])
-        learner.model.train()
-        while learner.batch < recipe.batches_per_epoch:
-            asked = time.perf_counter()
-            batch = watch.next(batches)
-            waited += time.perf_counter() - asked
-            train_batch(job, learner, batch)
-            learner.batch += 1
-            progress(f"fold {job.fold}", epoch * recipe.batches_per_epoch + learner.batch, total)
-            watch.check(epoch + 1)
-        trained = max(time.perf_counter() - started, 1e-9)  # nothing, where only the validation was to do
-        training_loss = float(np.mean(learner.losses)) if learner.losses else math.nan
-        skipped = recipe.batches_per_epoch - len(learner.losses)
-        validation_loss, dice = _validate(job, learner, batches, watch)
-        learner.finished = learner.schedule.after_epoch(training_loss)
-        improved = learner.close_epoch(dice)
-        assert learner.moving_dice is not None
-        record = EpochRecord(
-            epoch=learner.epoch,
-            training_loss=training_loss,
-            validation_loss=validation_loss,
-            validation_dice=learner.dice,
-            moving_dice=learner.moving_dice,
-            learning_rate=learning_rate,
-            images_per_second=(recipe.batches_per_epoch - first) * recipe.batch_size / trained,
-            waiting_share=waited / trained,
-            seconds=time.perf_counter() - started,
-            skipped=skipped,
-            peak_memory_bytes=peak_memory(job.device),
-        )
-        if job.ranks.leads:
-            # `last` at the end: whatever a crash leaves before it is written anew when the epoch is repeated.
-            append_record(job.folder / JOURNAL, record)
-            save(job, learner, epoch_ended=True, improved=improved)
-            _draw_progress(job)
-            epoch_end(job, record)
-            _epochs.info("fold %d: %s", job.fold, _sentence(record, recipe.epochs))
-        if learner.finished:
-            break
+    with closing(_load(job, learner, watch)) as batches:
+        while learner.epoch < job.recipe.epochs and not learner.finished:
+            _train_epoch(job, learner, batches, watch, progress=progress, epoch_end=epoch_end)
     job.ranks.meet()  # the best checkpoint is there for all
 
 
-def _load(job: FoldJob, learner: Learner) -> Iterator[SlabBatch]:
+def _train_epoch(
+    job: FoldJob,
+    learner: Learner,
+    batches: Iterator[SlabBatch],
+    watch: Watch,
+    *,
+    progress: Progress,
+    epoch_end: EpochEnd,
+) -> None:
+    """Train on what is left of an epoch; end it with validation, journal, checkpoints."""
+    recipe, epoch = job.recipe, learner.epoch
+    watch.epoch = epoch + 1
+    total = recipe.epochs * recipe.batches_per_epoch
+    started, waited, first = time.perf_counter(), 0.0, learner.batch
+    learner.schedule.before_batch(epoch * recipe.batches_per_epoch)
+    learning_rate = float(learner.optimizer.param_groups[0]["lr"])
+    learner.model.train()
+    while learner.batch < recipe.batches_per_epoch:
+        asked = time.perf_counter()
+        batch = watch.next(batches)
+        waited += time.perf_counter() - asked
+        train_batch(job, learner, batch)
+        learner.batch += 1
+        progress(f"fold {job.fold}", epoch * recipe.batches_per_epoch + learner.batch, total)
+        watch.check()
+    trained = max(time.perf_counter() - started, 1e-9)  # nothing, where only the validation was to do
+    training_loss = float(np.mean(learner.losses)) if learner.losses else math.nan
+    skipped = recipe.batches_per_epoch - len(learner.losses)
+    validation_loss, dice = _validate(job, learner, batches, watch)
+    learner.finished = learner.schedule.after_epoch(training_loss)
+    improved = learner.close_epoch(dice)
+    assert learner.moving_dice is not None
+    record = EpochRecord(
+        epoch=learner.epoch,
+        training_loss=training_loss,
+        validation_loss=validation_loss,
+        validation_dice=learner.dice,
+        moving_dice=learner.moving_dice,
+        learning_rate=learning_rate,
+        images_per_second=(recipe.batches_per_epoch - first) * recipe.batch_size / trained,
+        waiting_share=waited / trained,
+        seconds=time.perf_counter() - started,
+        skipped=skipped,
+        peak_memory_bytes=peak_memory(job.device),
+    )
+    if job.ranks.leads:
+        # `last` at the end: whatever a crash leaves before it is written anew when the epoch is repeated.
+        append_record(job.folder / JOURNAL, record)
+        save(job, learner, epoch_ended=True, improved=improved)
+        _draw_progress(job)
+        epoch_end(job, record)
+        _epochs.info("fold %d: %s", job.fold, _sentence(record, recipe.epochs))
+
+
+def _load(job: FoldJob, learner: Learner, watch: Watch) -> Generator[SlabBatch, None, None]:
     """Return the iterator over all training and validation batches that are still to come."""
     plan, recipe = job.plan, job.recipe
     settings = BatchSettings(
@@ -213,7 +230,8 @@ def _load(job: FoldJob, learner: Learner) -> Iterator[SlabBatch]:
         first = learner.batch if number == learner.epoch else 0
         keys += [(_TRAINING, number, index) for index in range(first, recipe.batches_per_epoch)]
         keys += [(_VALIDATION, 0, index) for index in range(recipe.validation_batches)]
-    return load_batches(streams, keys, workers=job.workers, pin_memory=job.device.type == "cuda")
+    pin_memory = job.device.type == "cuda"
+    return load_batches(streams, keys, workers=job.workers, pin_memory=pin_memory, waiting=watch.wait)
 
 
 @torch.no_grad()
@@ -236,7 +254,7 @@ def _validate(
             members = torch.tensor(region.labels, device=job.device)
             found, true = torch.isin(predicted, members), torch.isin(labels, members)
             counts[region.key] += [float((found & true).sum()), float(found.sum()), float(true.sum())]
-        watch.check(learner.epoch + 1)
+        watch.check()
     dice = {}
     for key, own in counts.items():
         both, found_pixels, true_pixels = job.ranks.sums(own.tolist())

@@ -24,7 +24,7 @@ VALIDATION = "validation"
 TENSORBOARD = "tensorboard"
 
 _MOST_WORKERS = 12
-"""nnU-Net's number; each worker holds two batches in shared memory."""
+"""nnU-Net's number; there are two batches in memory for each worker."""
 _CORES_TO_SHARE = 4
 """On two cores a worker beside one thread trained 1.6 images/s (5 x 512 x 512), two threads without it 2.7."""
 

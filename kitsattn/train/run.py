@@ -3,8 +3,11 @@
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from kitsattn.checkpoint.header import read_header
 from kitsattn.errors import KitsattnError
@@ -14,6 +17,7 @@ from kitsattn.evaluate.report import write_report, write_summary
 from kitsattn.evaluate.run import evaluate_cases
 from kitsattn.evaluate.scores import Scores
 from kitsattn.figures.overlay import overlay_sheet
+from kitsattn.files import sole_writer
 from kitsattn.jobs import Progress, silent
 from kitsattn.labels import KITS19, KITS23
 from kitsattn.notices import RESEARCH_NOTICE
@@ -22,6 +26,7 @@ from kitsattn.predict.infer import load_ensemble
 from kitsattn.predict.run import predict_cases
 from kitsattn.preprocess.intensity import check_hu
 from kitsattn.preprocess.store import PreparedDataset
+from kitsattn.threads import threads_beside_others
 from kitsattn.train.fold import EpochEnd, ignore, train_fold
 from kitsattn.train.job import VALIDATION, FoldJob
 from kitsattn.train.starter import ship
@@ -81,29 +86,38 @@ def train_run(
         which leaves the file that ships instead (`train.starter`).
 
     Raises:
-        KitsattnError: If a checkpoint does not fit, a scan is gone, or the disk is full.
+        KitsattnError: If another process trains the same fold of the same run, a checkpoint does not fit, a scan is
+            gone, or the disk is full.
         OutOfTimeError: If `max_minutes` have passed; everything is saved.
     """
     deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
     results = []
     for job in jobs:
-        checkpoint = train_fold(
-            job,
-            go_on=go_on,
-            save_every_minutes=save_every_minutes,
-            deadline=deadline,
-            progress=progress,
-            epoch_end=epoch_end,
-        )
-        if job.made is not None:
+        with _only_training(job):
+            checkpoint = train_fold(
+                job,
+                go_on=go_on,
+                save_every_minutes=save_every_minutes,
+                deadline=deadline,
+                progress=progress,
+                epoch_end=epoch_end,
+            )
+            if job.made is not None:
+                if job.ranks.leads:
+                    ship(job, checkpoint)
+                continue
+            predict_held_out(job, checkpoint, progress=progress)
+            job.ranks.meet()
             if job.ranks.leads:
-                ship(job, checkpoint)
-            continue
-        predict_held_out(job, checkpoint, progress=progress)
-        job.ranks.meet()
-        if job.ranks.leads:
-            results.append(score_held_out(job, checkpoint, progress=progress))
+                results.append(score_held_out(job, checkpoint, progress=progress))
     return results
+
+
+def _only_training(job: FoldJob) -> AbstractContextManager[None]:
+    """Keep other trainings out of the fold's folder; of several processes, the one that writes does it for all."""
+    if not job.ranks.leads:
+        return nullcontext()
+    return sole_writer(job.folder, "kitsattn train", instead="name another --run-name")
 
 
 def predict_held_out(job: FoldJob, checkpoint: Path, *, progress: Progress = silent) -> None:
@@ -124,7 +138,9 @@ def predict_held_out(job: FoldJob, checkpoint: Path, *, progress: Progress = sil
             case = PredictionCase(name=case_id, source=source.image, target=target, assume_hu=source.assumed_hu)
             cases.append(case)
     ensemble = load_ensemble([checkpoint], job.device, job.precision)
-    for result in predict_cases(ensemble, cases, overwrite=True, progress=progress):
+    with threads_beside_others(progress, torch.get_num_threads(), watch=job.device.type == "cpu") as adapting:
+        results = predict_cases(ensemble, cases, overwrite=True, progress=adapting)
+    for result in results:
         if isinstance(result, KitsattnError):
             raise result
 

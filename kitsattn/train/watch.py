@@ -1,6 +1,5 @@
 """What may save or end a training between two batches: the time since the last save, a deadline, a signal, data."""
 
-import math
 import signal
 import threading
 import time
@@ -30,6 +29,7 @@ class Watch:
         deadline: When to save and stop, as a time of `time.monotonic`; None never.
         save: Saves where the training is; set once it has begun.
         saved: When that was done last.
+        epoch: The epoch that is under way, from 1.
     """
 
     name: str
@@ -39,6 +39,7 @@ class Watch:
     deadline: float | None
     save: Callable[[], None] = lambda: None
     saved: float = field(default_factory=time.monotonic)
+    epoch: int = 1
 
     def next(self, batches: Iterator[SlabBatch]) -> SlabBatch:
         """Return the next batch; save before the training ends because there is none."""
@@ -48,29 +49,43 @@ class Watch:
             self.save()
             raise
 
-    def check(self, epoch: int) -> None:
-        """Save if it is time to, and raise if it is time to stop.
+    def wait(self) -> None:
+        """While a batch is waited for: save and raise if it is time to stop.
 
-        Args:
-            epoch: The epoch that is under way, from 1.
+        The other processes of the training cannot be asked: they may be in the midst of a step.
 
         Raises:
             Interrupted: If a signal has come.
             OutOfTimeError: If the deadline has passed.
         """
-        now = time.monotonic()
-        deadline = math.inf if self.deadline is None else self.deadline
-        number, late, due = self.ranks.highest(
-            [self.asked() or 0, now > deadline, now - self.saved > 60 * self.save_every_minutes]
-        )
-        if number or late or due:
+        number, late = self.asked() or 0, self._is_late()
+        if number or late:
+            self.save()
+        self._stop(number, late=late)
+
+    def check(self) -> None:
+        """Save if it is time to, and raise if it is time to stop.
+
+        Raises:
+            Interrupted: If a signal has come.
+            OutOfTimeError: If the deadline has passed.
+        """
+        due = time.monotonic() - self.saved > 60 * self.save_every_minutes
+        number, *reasons = self.ranks.highest([self.asked() or 0, self._is_late(), due])
+        if number or any(reasons):
             self.save()
             self.ranks.meet()  # the first process that ends makes torchrun end the others
             self.saved = time.monotonic()
+        self._stop(int(number), late=bool(reasons[0]))
+
+    def _is_late(self) -> bool:
+        return self.deadline is not None and time.monotonic() > self.deadline
+
+    def _stop(self, number: int, *, late: bool) -> None:
         if number:
-            raise Interrupted(int(number))
+            raise Interrupted(number)
         if late:
-            msg = f"{self.name} was stopped in epoch {epoch}: its time has passed"
+            msg = f"{self.name} was stopped in epoch {self.epoch}: its time has passed"
             raise OutOfTimeError(msg)
 
 

@@ -1,23 +1,15 @@
 """Batches from prepared cases."""
 
-import logging
-import shutil
-import signal
-import sys
-import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import torch
 
 from kitsattn.batches.augment import source_size
-from kitsattn.batches.loader import BatchSettings, SlabBatches, load_batches
+from kitsattn.batches.loader import BatchSettings, SlabBatches
 from kitsattn.batches.slabs import slab_indices
-from kitsattn.errors import KitsattnError
-from kitsattn.preprocess.store import PreparedDataset, open_dataset
+from kitsattn.preprocess.store import PreparedDataset
 
 SETTINGS = BatchSettings(
     batch_size=4, patch_size=(32, 40), slices=5, slab_step_mm=None, air=-5.0, seed=3, augment=False
@@ -105,19 +97,6 @@ def test_a_number_gives_the_same_batch_always(prepared: PreparedDataset, *, augm
     assert not torch.equal(_batches(prepared, replace(settings, seed=4))[0, 2, 7].images, batch.images)
 
 
-def test_workers_do_not_change_the_sequence(prepared: PreparedDataset) -> None:
-    """Two processes give what this one gives, in the same order, from both streams."""
-    streams = [_batches(prepared, replace(SETTINGS, augment=True)), _batches(prepared)]
-    keys = [(0, 0, 0), (0, 0, 1), (1, 0, 0), (0, 1, 0)]
-    here = list(load_batches(streams, keys, workers=0))
-    there = list(load_batches(streams, keys, workers=2))
-    assert len(here) == len(there) == 4
-    for mine, theirs in zip(here, there, strict=True):
-        assert torch.equal(mine.images, theirs.images)
-        assert torch.equal(mine.labels, theirs.labels)
-        assert mine.cases == theirs.cases
-
-
 def test_augmentation_keeps_size_labels_and_most_of_the_picture(prepared: PreparedDataset) -> None:
     """Patches come out at their size, labels stay whole, and the slices of a slab turn together."""
     batches = _batches(prepared, replace(SETTINGS, augment=True, batch_size=16))
@@ -132,79 +111,3 @@ def test_augmentation_keeps_size_labels_and_most_of_the_picture(prepared: Prepar
     # Neighbouring slices of the painted kidneys look alike; turned or mirrored apart they would not.
     alike = [np.corrcoef(image[2].flatten(), image[3].flatten())[0, 1] for image in images]
     assert np.mean(alike) > 0.75
-
-
-def _kill_the_drawers() -> None:
-    """Kill the processes that draw: children of the server that starts them."""
-    for server in psutil.Process().children():
-        for child in server.children():
-            child.kill()
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="finds the processes as Linux starts them")
-def test_a_killed_process_is_noticed_and_started_again_once(
-    prepared: PreparedDataset, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Within seconds, without interrupting what runs meanwhile, and the sequence goes on; a second time is the end."""
-    keys = [(0, 0, index) for index in range(12)]
-    batches = load_batches([_batches(prepared)], keys, workers=1)
-    handler = signal.getsignal(signal.SIGCHLD)
-    got = [next(batches)]
-    assert signal.getsignal(signal.SIGCHLD) is handler
-    _kill_the_drawers()
-    time.sleep(0.2)
-    begun = time.monotonic()
-    got += [next(batches) for _ in range(4)]
-    assert time.monotonic() - begun < 30
-    assert [record.levelno for record in caplog.records] == [logging.WARNING]
-    assert "a process that draws batches was killed" in caplog.text
-    wanted = [_batches(prepared)[key] for key in keys[:5]]
-    assert all(torch.equal(one.images, other.images) for one, other in zip(got, wanted, strict=True))
-
-    _kill_the_drawers()
-    with pytest.raises(KitsattnError, match=r"was killed .*, for the second time: most likely memory ran out"):
-        list(batches)
-
-
-def test_a_process_that_dies_while_it_hands_a_batch_over_is_told(
-    prepared: PreparedDataset, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """What is read from it then ends without a message; the loader stands in for a moment that is rarely met."""
-
-    class Dying:
-        def __init__(self, *_: object, **__: object) -> None: ...
-
-        def __iter__(self) -> "Dying":
-            return self
-
-        def __next__(self) -> None:
-            raise EOFError
-
-    monkeypatch.setattr("kitsattn.batches.loader.DataLoader", Dying)
-    with pytest.raises(
-        KitsattnError, match=r"was killed \(EOFError\), for the second time: most likely memory ran out"
-    ):
-        next(load_batches([_batches(prepared)], [(0, 0, 0)], workers=1))
-    assert "was killed (EOFError)" in caplog.text
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_batch_that_cannot_be_drawn_is_told_with_its_number(
-    prepared: PreparedDataset, tmp_path: Path, workers: int, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Whatever went wrong; where it did is in the log."""
-    caplog.set_level(logging.DEBUG)
-    shutil.copytree(prepared.folder, tmp_path / "copy")
-    copy = open_dataset(tmp_path / "copy")
-    source = _batches(copy)
-    for path in (tmp_path / "copy").rglob("locations.b2nd"):
-        path.unlink()
-    with pytest.raises(KitsattnError, match=r"locations\.b2nd is missing or damaged"):
-        next(load_batches([source], [(0, 0, 0)], workers=workers))
-
-    broken = _batches(prepared, replace(SETTINGS, slices=-3))
-    with pytest.raises(
-        KitsattnError, match=r"batch 8 of epoch 3 cannot be drawn, ValueError: .*kitsattn -v shows where"
-    ):
-        next(load_batches([broken], [(0, 2, 7)], workers=workers))
-    assert "Traceback" in caplog.text

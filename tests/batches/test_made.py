@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from kitsattn.batches.loader import BatchSettings, load_batches
+from kitsattn.batches.loader import BatchSettings
 from kitsattn.batches.made import HeldOutSlices, MadeBatches
+from kitsattn.batches.processes import load_batches
 from kitsattn.errors import KitsattnError
 from kitsattn.preprocess.plan import Plan
 from kitsattn.synthesis.data import find_starter_data

@@ -1,6 +1,7 @@
 """The commands as people type them, each doing its job."""
 
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -19,12 +20,13 @@ from typer.testing import Result
 import kitsattn
 from kitsattn.checkpoint.header import describe_quality, read_header
 from kitsattn.cli.app import app
-from kitsattn.files import read_json, write_json
+from kitsattn.files import read_json, sole_writer, write_json
 from kitsattn.models import build_model, model_entry, model_names
 from kitsattn.notices import RESEARCH_NOTICE, SYNTHETIC_MODEL_NOTICE
 
 Command = Callable[..., Result]
 Process = Callable[..., subprocess.CompletedProcess[str]]
+Settings = Callable[..., list[str]]
 
 
 def _all_commands() -> list[list[str]]:
@@ -524,3 +526,19 @@ def test_a_prediction_is_post_processed_and_measured(
     again = command("predict", scan, "other.nii.gz", "--statistics", measured, *options)
     assert again.exit_code == 1
     assert f"{measured} exists" in again.stderr
+
+
+def test_one_fold_is_trained_by_one_process(command: Command, home: Path, settings: Settings) -> None:
+    """The second one is refused and changes nothing; another fold of the same run may be trained beside it."""
+    place = Path("kitsattn-workspace")
+    shutil.copytree(home / "preprocessed", place / "preprocessed")
+    run = place / "runs" / "twice"
+    with sole_writer(run / "fold_0", "kitsattn train"):
+        before = sorted((run / "fold_0").iterdir())
+        result = command("-q", "train", *settings(), "--run-name", "twice")
+        assert result.exit_code == 1
+        assert f"fold_0 is in use by another `kitsattn train`, process {os.getpid()} on " in result.stderr
+        assert "--run-name" in result.stderr
+        assert sorted((run / "fold_0").iterdir()) == before
+        assert command("-q", "train", "--fold", "1", *settings(), "--run-name", "twice").exit_code == 0
+    assert command("-q", "train", *settings(), "--run-name", "twice").exit_code == 0

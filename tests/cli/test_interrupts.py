@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import psutil
 import pytest
 from typer.testing import Result
 
@@ -111,6 +112,29 @@ def test_a_training_is_interrupted_and_goes_on(
     assert (journal.parent / "validation" / "summary.json").is_file()
     again = [json.loads(line)["epoch"] for line in journal.read_text(encoding="utf-8").splitlines()]
     assert again == list(range(1, 11))
+
+
+def _stop_the_drawers(journal: Path) -> bool:
+    """Once an epoch has ended, stop the processes that draw batches, so that no more come."""
+    if not journal.exists() or not journal.read_bytes():
+        return False
+    commands = [process for process in psutil.Process().children() if "kitsattn" in process.cmdline()]
+    drawers = [drawer for command in commands for server in command.children() for drawer in server.children()]
+    for drawer in drawers:
+        drawer.send_signal(signal.SIGSTOP)
+    return bool(drawers)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the processes as Linux starts them")
+def test_a_training_that_waits_for_a_batch_is_interrupted(home: Path, settings: Settings) -> None:
+    """By one SIGTERM, with everything saved, though the process that draws does not answer."""
+    place = Path("kitsattn-workspace")
+    shutil.copytree(home / "preprocessed", place / "preprocessed")
+    journal = place / "runs" / "waiting" / "fold_0" / "journal.jsonl"
+    arguments = ["train", *settings(epochs=1000, batches=6), "--run-name", "waiting", "--workers", "1"]
+    _interrupt(["-m", "kitsattn"], arguments, when=lambda: _stop_the_drawers(journal), number=signal.SIGTERM)
+    header = load_checkpoint(journal.with_name("last.safetensors")).header
+    assert header.provenance.epoch == journal.read_bytes().count(b"\n")
 
 
 def test_a_training_may_be_given_its_minutes(command: Command, home: Path, settings: Settings) -> None:

@@ -765,24 +765,16 @@ def fuzz(
         for number in numbers:
             folder = Path(name) / str(number)
             folder.mkdir()
-            kind = KINDS[number % len(KINDS)]
-            if kind == "cut":
-                source = write_cut(seed, number, folder)
-            else:
-                source = write_changed(kind, seed, number, originals, folder)
-            everything = number // len(KINDS) % _EVERYTHING == 0
-            outcome = try_changed(kind, source, ensemble, everything=everything, seconds=seconds)
-=======
             kind = kinds[number % len(kinds)]
             if kind == "study":
                 study = write_study(random.Random(f"{kind} {seed} {number}"), folder)  # noqa: S311 - see write_changed
                 work = partial(read_study, study)
             else:
-                source = write_changed(kind, seed, number, originals, folder)
+                cut = kind == "cut"
+                source = write_cut(seed, number, folder) if cut else write_changed(kind, seed, number, originals, folder)
                 everything = number // len(kinds) % _EVERYTHING == 0
                 work = partial(predict_changed, kind, source, ensemble, everything=everything)
             outcome = try_apart(work, seconds)
->>>>>>> 16b
             outcomes[number] = kind, outcome
             if outcome.verdict == "wrong":
                 chosen = "" if kinds == KINDS else f" --kind {' '.join(kinds)}"
