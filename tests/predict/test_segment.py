@@ -155,7 +155,7 @@ def test_threads_may_share_a_model(model: Ensemble, path: Path, expected: nib.Ni
 
 def test_the_rules_of_the_command_are_the_default(model: Ensemble, path: Path) -> None:
     """Specks of a network that nobody trained go."""
-    raw, kept = (_values(kitsattn.segment(path, model, **words)) for words in ({"rules": None}, {}))
+    raw, kept = _values(kitsattn.segment(path, model, rules=None)), _values(kitsattn.segment(path, model))
     assert (kept > 0).sum() < (raw > 0).sum()
 
 

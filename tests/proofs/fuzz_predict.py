@@ -771,7 +771,9 @@ def fuzz(
                 work = partial(read_study, study)
             else:
                 cut = kind == "cut"
-                source = write_cut(seed, number, folder) if cut else write_changed(kind, seed, number, originals, folder)
+                source = (
+                    write_cut(seed, number, folder) if cut else write_changed(kind, seed, number, originals, folder)
+                )
                 everything = number // len(kinds) % _EVERYTHING == 0
                 work = partial(predict_changed, kind, source, ensemble, everything=everything)
             outcome = try_apart(work, seconds)

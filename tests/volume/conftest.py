@@ -80,12 +80,12 @@ def write_slice() -> WriteSlice:
             pydicom.dcmwrite(file, head, enforce_file_format=True)
             stream = DicomIO(file)
             stream.is_little_endian, stream.is_implicit_VR = True, implicit
-            elements = dict.fromkeys(dataset.keys()) | (raw or {})
-            for tag in sorted(elements):
-                if elements[tag] is None:
-                    write_data_element(stream, dataset[tag])
+            changed = raw or {}
+            for tag in sorted({*dataset.keys(), *changed}):
+                if tag in changed:
+                    file.write(_pack(tag, *changed[tag], implicit=implicit))
                 else:
-                    file.write(_pack(tag, *elements[tag], implicit=implicit))
+                    write_data_element(stream, dataset[tag])
         return path
 
     return write

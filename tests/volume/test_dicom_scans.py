@@ -84,7 +84,7 @@ def test_scans_of_one_series_are_told_apart(
 def test_two_traits_tell_scans_apart_that_one_does_not(write_slice: WriteSlice, tmp_path: Path) -> None:
     """Two acquisitions in two kernels are four scans."""
     for number, (acquisition, kernel) in enumerate([(1, "soft"), (1, "sharp"), (2, "soft"), (2, "sharp")]):
-        traits = {"AcquisitionNumber": acquisition, "ConvolutionKernel": kernel, "copy": number}
+        traits: dict[str, Any] = {"AcquisitionNumber": acquisition, "ConvolutionKernel": kernel, "copy": number}
         wanted = write_scan(write_slice, tmp_path / str(number), kidney_hu=180 - 10 * number, **traits)
 
     with pytest.raises(KitsattnError, match=r":acquisition=1,kernel=sharp or .*:acquisition=2,kernel=soft$"):
