@@ -243,7 +243,7 @@ def test_one_folder_is_filled_by_one_download(file_server: "FileServer", fetch: 
     (tmp_path / "kits19").mkdir()
     with (
         FileLock(tmp_path / "kits19" / ".download.lock"),
-        pytest.raises(KitsattnError, match="kits19 is being filled by another `kitsattn download`"),
+        pytest.raises(KitsattnError, match="kits19 is in use by another `kitsattn download`"),
     ):
         fetch([210])
     assert fetch([210]).failures == ()
