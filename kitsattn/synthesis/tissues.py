@@ -226,7 +226,7 @@ class Palette:
     phase: int | None
 
 
-_PHASE_SHARES = (0.36, 0.18, 0.36, 0.1)
+_PHASE_SHARES = (0.42, 0.15, 0.33, 0.1)
 _FREE_SHARE = 0.15
 _PLAIN_SPREAD = 0.35
 _FIXED = {Tissue.UNLABELLED, Tissue.AIR, Tissue.LUNG, Tissue.SUBCUTANEOUS_FAT, Tissue.VISCERAL_FAT}
