@@ -127,7 +127,7 @@ def load_ensemble(paths: Sequence[Path], device: torch.device, precision: Precis
     return Ensemble(tuple(paths), headers, tuple(members), plan, device, precision)
 
 
-@torch.inference_mode()
+@torch.no_grad()  # and not inference mode, which would mark the weights
 def _load_for_prediction(
     checkpoint: Checkpoint, where: str, slices: int, device: torch.device, precision: Precision
 ) -> nn.Module:

@@ -113,7 +113,7 @@ def _grey(path: Path, data: np.ndarray, affine: np.ndarray) -> None:
 
 BAD_SCANS = {
     **BAD_FILES,
-    "grey values": Bad(_grey, "as grey values do): export it again, in HU"),
+    "grey values": Bad(_grey, "as grey values do): export it again in HU"),
 }
 
 
