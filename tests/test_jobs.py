@@ -365,6 +365,7 @@ def test_where_no_process_can_be_started_this_one_works(
     def refuse(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
+    monkeypatch.setattr("joblib.externals.loky.reusable_executor._executor", None)  # an earlier test's processes
     monkeypatch.setattr("joblib.externals.loky.reusable_executor._ReusablePoolExecutor.__init__", refuse)
     results = try_cases(refuser(), [0, 1, 2], workers=1 if apart else 2, apart=apart)
     assert [str(result) for result in results] == ["0", "1 is odd", "2"]
