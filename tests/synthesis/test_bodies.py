@@ -142,7 +142,7 @@ def test_medulla_lies_within_kidneys(opened: Material, textures: Textures, monke
     seen = 0
     for seed in range(20):
         hu, labels = draw_body(np.random.default_rng(seed), opened.bodies, opened.kidneys, textures)
-        medulla = hu[2] > 2000
+        medulla = hu[2] > 2500  # in a thick slice, of both planes: beside bone one of them comes to 2000
         seen += bool(medulla.any())
         assert (labels[medulla] == KIDNEY).all()
         assert not medulla.any() or medulla.sum() < 0.9 * (labels == KIDNEY).sum()
