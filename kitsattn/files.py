@@ -28,6 +28,7 @@ _PARTIAL = "." + "[0-9a-f]" * 8 + ".part.*"
 """What a name looks like until the file or folder is whole."""
 
 _CLUTTER = (
+    ".ds_store",
     "__macosx",
     "thumbs.db",
     "ehthumbs.db",
@@ -234,7 +235,12 @@ def _leased(lease: "SoftFileLease") -> Iterator[None]:
 
 def is_clutter(name: str) -> bool:
     """Tell whether a file or folder was left by an operating system, archiver or file server, by its name."""
-    return name.startswith("._") or name.lower() in (*_CLUTTER, ".ds_store")
+    return name.startswith("._") or name.lower() in _CLUTTER
+
+
+def is_visible(name: str) -> bool:
+    """Tell whether a name is neither hidden nor that of clutter."""
+    return not (name.startswith(".") or is_clutter(name))
 
 
 def visible_entries(folder: Path) -> list[Path]:
@@ -243,7 +249,7 @@ def visible_entries(folder: Path) -> list[Path]:
     Raises:
         OSError: If the folder cannot be read.
     """
-    return sorted(path for path in folder.iterdir() if not (path.name.startswith(".") or is_clutter(path.name)))
+    return sorted(path for path in folder.iterdir() if is_visible(path.name))
 
 
 def is_file_or_dangling(path: Path) -> bool:

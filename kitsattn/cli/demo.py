@@ -1,5 +1,6 @@
 """`kitsattn demo`: segments a real CT with the starter network, then runs every step on made-up scans."""
 
+import functools
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -100,11 +101,11 @@ def _segment_sample(places: Workspace, device: Device, started: float, *, json: 
 
 
 def _paint(folder: Path) -> None:
-    from kitsattn.phantom.paint import ensure_cohort
+    from kitsattn.phantom.paint import ensure_cohort, write_cohort
 
     with progress_bars() as progress:
-        painted = ensure_cohort(
-            folder,
+        write = functools.partial(
+            write_cohort,
             cases=_CASES,
             shape=_SHAPE,
             spacing_mm=_SPACING_MM,
@@ -112,6 +113,7 @@ def _paint(folder: Path) -> None:
             workers=available_cores(),
             progress=progress,
         )
+        painted = ensure_cohort(folder, write)
     say(f"synthetic scans: {folder}" if painted else f"synthetic scans: {folder} (painted before)")
 
 

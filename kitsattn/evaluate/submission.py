@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kitsattn.errors import KitsattnError
-from kitsattn.files import atomic_path, is_clutter, unreadable
+from kitsattn.files import atomic_path, is_visible, unreadable
 from kitsattn.jobs import Progress, silent, try_cases
 from kitsattn.labels import BACKGROUND, KITS19, KITS23, ScoringProtocol
 from kitsattn.volume.formats import read_grid, read_labels
@@ -181,7 +181,7 @@ def _find_predictions(folder: Path) -> tuple[dict[str, list[Path]], list[str]]:
         match = _PREDICTION.fullmatch(path.name)
         if match:
             found.setdefault(match[1], []).append(path)
-        elif not (path.name.startswith(".") or is_clutter(path.name)):
+        elif is_visible(path.name):
             others.append(path.name)
     return found, others
 

@@ -8,7 +8,7 @@ voxels whatever else is painted.
 import functools
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -136,31 +136,21 @@ def write_cohort(
     return run_cases(work, range(cases), workers=workers, label="painting phantoms", progress=progress)
 
 
-def ensure_cohort(
-    folder: Path,
-    *,
-    cases: int,
-    shape: Shape,
-    spacing_mm: Triple,
-    seed: int,
-    workers: int = 1,
-    progress: Progress = silent,
-) -> bool:
-    """Paint a data set as `write_cohort` does, unless the folder exists: only a finished data set gets its name.
+def ensure_cohort(folder: Path, write: Callable[[Path], object]) -> bool:
+    """Make a data set unless its folder exists: only a finished one gets its name.
+
+    Args:
+        folder: Of the data set.
+        write: Makes it in another folder of this name, such as `write_cohort` with its other arguments.
 
     Returns:
-        Whether it was painted now.
-
-    Raises:
-        KitsattnError: As `write_cohort` raises.
+        Whether it was made now.
     """
     if folder.exists():
         return False
     unfinished = folder.parent / ".painting" / folder.name
     shutil.rmtree(unfinished.parent, ignore_errors=True)
-    write_cohort(
-        unfinished, cases=cases, shape=shape, spacing_mm=spacing_mm, seed=seed, workers=workers, progress=progress
-    )
+    write(unfinished)
     unfinished.rename(folder)
     unfinished.parent.rmdir()
     return True

@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kitsattn.preprocess.intensity import sample_voxels
+from kitsattn.preprocess.intensity import TISSUE_FROM, sample_voxels
 from kitsattn.volume.volume import Volume
 
 _RANGE_HU = (-1100, 3100)
 _WHOLE_HU = (-900, 1000)
 """The range of a CT ends beyond: in air or padding below, in bone, metal or the scanner's own limit above."""
-_TISSUE_FROM = -250
 _BESIDE = 1
 """HU by which rounding may spread a value."""
 _RINGING_HU = 100
@@ -124,13 +123,13 @@ class _Histogram:
 
 def _clipped_ends(voxels: _Histogram) -> list[int]:
     """Return the HU that values are clipped to below and above, as far as they are."""
-    body = int(voxels.between(_TISSUE_FROM, _RANGE_HU[1]).sum())
+    body = int(voxels.between(TISSUE_FROM, _RANGE_HU[1]).sum())
     ends = []
     low = _clipped_end(voxels.counts, body)
     if low is not None and low + _RANGE_HU[0] > _WHOLE_HU[0]:
         ends.append(low + _RANGE_HU[0])
     # What stands for air is not the body.
-    air = [hu for hu in {0, *ends} if hu >= _TISSUE_FROM and voxels.is_spike(hu)]
+    air = [hu for hu in {0, *ends} if hu >= TISSUE_FROM and voxels.is_spike(hu)]
     high = _clipped_end(voxels.counts[::-1], body - sum(map(voxels.near, air)))
     if high is not None and _RANGE_HU[1] - high < _WHOLE_HU[1]:
         ends.append(_RANGE_HU[1] - high)

@@ -12,15 +12,17 @@ from kitsattn.volume.volume import Volume
 OFFSET = 1024
 """What unsigned CT files add to HU: minus the rescale intercept of most scanners."""
 
+TISSUE_FROM = -250
+"""HU from which on voxels are of the body: air and lung lie below."""
+
 ASSUMED_NOTE = "The values were taken as HU without a check (--assume-hu)."
 
 _SAMPLE_STEPS = 100
 _PADDING_BELOW = -1100
 _AIR = (_PADDING_BELOW, -900)
-_TISSUE_FROM = -250
-_FAT = (_TISSUE_FROM, -50)
+_FAT = (TISSUE_FROM, -50)
 _FAT_PEAK, _BELOW_WATER = (-130, -70), (-65, -5)
-_BODY = (_TISSUE_FROM, 300)
+_BODY = (TISSUE_FROM, 300)
 _TISSUE_PEAK_FROM = -150
 _BIN_HU = 50
 _SHIFTED_BODY = (-200 + OFFSET, 300 + OFFSET)
@@ -94,7 +96,7 @@ def check_hu(volume: Volume, *, assume: bool = False) -> Volume:
     elif measured.size and measured.min() >= 0 and measured.max() <= _GREY_MAX:
         reason = f"the values run from {measured.min():g} to {measured.max():g}, as grey values do"
     else:
-        tissue = measured[measured >= _TISSUE_FROM]
+        tissue = measured[measured >= TISSUE_FROM]
         reason = (
             f"{_share(measured, _AIR):.2%} of the voxels have the value of air, and of the {tissue.size} of "
             f"{measured.size} sampled voxels above it {_share(tissue, _FAT):.2%} have that of fat"
@@ -136,11 +138,11 @@ def _is_hu(measured: NDArray[Any]) -> bool:
     air = measured[(measured >= _AIR[0]) & (measured <= _AIR[1])]
     has_air = air.size >= _LEAST_AIR * measured.size
     # Without air, 0 may stand for it.
-    tissue = measured[(measured >= _TISSUE_FROM) & (has_air | (measured != 0))]
+    tissue = measured[(measured >= TISSUE_FROM) & (has_air | (measured != 0))]
     if tissue.size <= _LEAST_TISSUE * measured.size or _share(tissue, _BODY) < _LEAST_BODY:
         return False
     # Where a display window ends above -250, its lowest value stands for all air.
-    is_clipped = np.count_nonzero(measured < _TISSUE_FROM) < _LEAST_AIR * measured.size
+    is_clipped = np.count_nonzero(measured < TISSUE_FROM) < _LEAST_AIR * measured.size
     if not is_clipped and _peak_bin(tissue) < _TISSUE_PEAK_FROM:
         return False
     if _share(tissue, _FAT) >= _LEAST_FAT:

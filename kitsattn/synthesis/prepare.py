@@ -10,7 +10,7 @@ from kitsattn.datasets.find import find_dataset
 from kitsattn.errors import KitsattnError
 from kitsattn.files import write_json
 from kitsattn.jobs import Progress, silent, try_cases
-from kitsattn.phantom.paint import ensure_cohort
+from kitsattn.phantom.paint import ensure_cohort, write_cohort
 from kitsattn.preprocess.plan import Plan
 from kitsattn.preprocess.run import preprocess_dataset
 from kitsattn.preprocess.store import PreparedDataset, open_dataset
@@ -115,8 +115,8 @@ def prepare_material(
         licence = known.KITS19_LABELS.licence
         paint_dataset(raw, found.label_maps, seed=_PAINTING_SEED, licence=licence, workers=workers, progress=progress)
     else:
-        ensure_cohort(
-            raw,
+        write = functools.partial(
+            write_cohort,
             cases=_PHANTOMS,
             shape=_PHANTOM_SHAPE,
             spacing_mm=_PHANTOM_SPACING_MM,
@@ -124,6 +124,7 @@ def prepare_material(
             workers=workers,
             progress=progress,
         )
+        ensure_cohort(raw, write)
     plan = plan_file(workspace)
     write_json(plan, to_json(PLAN))
     preprocess_dataset(find_dataset(raw), painted, plan_file=plan, workers=workers, progress=progress)

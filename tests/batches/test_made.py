@@ -1,13 +1,15 @@
 """Batches of made scans, and of the real slices that validate their training."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import Dataset
 
-from kitsattn.batches.loader import BatchSettings
+from kitsattn.batches.loader import BatchSettings, SlabBatch
 from kitsattn.batches.made import HeldOutSlices, MadeBatches
 from kitsattn.batches.processes import load_batches
 from kitsattn.errors import KitsattnError
@@ -59,17 +61,11 @@ def test_a_number_gives_the_same_batch_always(batches: MadeBatches, material: Pr
     )
 
 
-def test_worker_processes_draw_the_same(batches: MadeBatches, material: PreparedMaterial) -> None:
+def test_worker_processes_draw_the_same(
+    batches: MadeBatches, material: PreparedMaterial, check_processes: Callable[[Sequence[Dataset[SlabBatch]]], None]
+) -> None:
     """Two processes give what this one gives, in the same order, from both streams."""
-    streams = [batches, HeldOutSlices(material.data.held_out_slices, SMALL, SETTINGS)]
-    keys = [(0, 0, 0), (0, 0, 1), (1, 0, 0), (0, 1, 0)]
-    here = list(load_batches(streams, keys, workers=0))
-    there = list(load_batches(streams, keys, workers=2))
-    assert len(here) == len(there) == 4
-    for mine, theirs in zip(here, there, strict=True):
-        assert torch.equal(mine.images, theirs.images)
-        assert torch.equal(mine.labels, theirs.labels)
-        assert mine.cases == theirs.cases
+    check_processes([batches, HeldOutSlices(material.data.held_out_slices, SMALL, SETTINGS)])
 
 
 def test_processes_share_a_batch(batches: MadeBatches, material: PreparedMaterial) -> None:

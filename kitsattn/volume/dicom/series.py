@@ -337,10 +337,11 @@ def _placed_slices(images: Sequence[Image], notes: list[str], path: Path) -> lis
     for image in images:
         where = f"{image.member.name} in {path}"
         capture = not image.ct_class or _NO_SLICES.intersection(image.image_type)
-        if image.faults and not (capture and image.samples != 1):
+        is_picture = capture and image.samples != 1
+        if image.faults and not is_picture:
             msg = f"In the header of {where}, {image.faults[0]}: correct it, or export the series again"
             raise KitsattnError(msg)
-        if _is_placed(image) and not (capture and image.samples != 1):
+        if _is_placed(image) and not is_picture:
             slices += [Slice(image, index) for index in range(len(image.frames))]
         elif not capture:
             msg = (
