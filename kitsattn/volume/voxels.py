@@ -12,7 +12,7 @@ from kitsattn.words import number, plural
 WHOLE_WITHIN = 0.01
 """How far a label may be from its whole number: float32 arithmetic puts it 1e-7 away, 16 bits with a scale 1e-5."""
 MOST_WITHIN = 0.25
-"""The same for 8 bits with a scale, where it is half a step: 0.004 for labels up to 2, 0.23 for labels up to 117."""
+"""The same for 8 bits with a scale, where half a step is added: 0.004 for labels up to 2, 0.23 for labels up to 117."""
 
 _INT16 = np.iinfo(np.int16)
 _MOST_LABEL = np.iinfo(np.uint8).max
@@ -49,7 +49,7 @@ def label_values(stored: NDArray[Any], slope: float, intercept: float, path: Pat
     """Return stored values as labels: the whole numbers they are nearest to.
 
     A value may be `WHOLE_WITHIN` of its number. In whole numbers with a slope below 1, as nibabel writes an array of
-    floats into a file of integers, it may be half a step of the slope, `MOST_WITHIN` at most.
+    floats into a file of integers, it may be half a step of the slope further away, `MOST_WITHIN` at most.
 
     Args:
         stored: Numbers as they lie in the file, any integer or floating dtype, any shape.
@@ -73,7 +73,7 @@ def label_values(stored: NDArray[Any], slope: float, intercept: float, path: Pat
     labels: NDArray[np.uint8] = whole.astype(np.uint8, copy=False)
     if values.dtype.kind == "f":
         step = abs(float(slope)) if stored.dtype.kind in "iu" and abs(slope) < 1 else 0.0
-        within = max(WHOLE_WITHIN, min(step / 2, MOST_WITHIN))
+        within = min(WHOLE_WITHIN + step / 2, MOST_WITHIN)
         distances = np.abs(np.subtract(values, whole, out=whole), out=whole)
         if distances.max() > within:
             example = float(values.flat[int(distances.argmax())])
