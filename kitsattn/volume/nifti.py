@@ -194,6 +194,9 @@ def _label_image(labels: Volume) -> nib.Nifti1Image:
     header["cal_min"] = header["cal_max"] = 0
     header["vox_offset"] = 0  # nibabel finds it
     header["descrip"] = b""
+    sform = header.get_sform(coded=True)[0]
+    if sform is not None and _is_singular(sform):
+        header.set_sform(None)  # else other tools would use it
     image_class: type[nib.Nifti1Image] = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
     array = source.to_file(labels.array).reshape(header.get_data_shape(), order="F")
     return image_class(array, header.get_best_affine(), header)
@@ -347,13 +350,17 @@ def _choose_affine(header: nib.Nifti1Header) -> tuple[NDArray[np.float64], list[
         return header.get_base_affine(), [note]
     if sform is None or qform is None:
         return (qform if sform is None else sform), []
-    if not np.all(np.isfinite(sform)) or np.linalg.matrix_rank(sform) < len(sform):
+    if _is_singular(sform):
         return qform, ["The sform's matrix is singular; the qform was used."]
     distance = voxels_apart(header.get_data_shape()[:SPATIAL_AXES], sform, qform)
     if not distance <= SAME_GRID_VOXELS:
         apart = number(distance, SAME_GRID_VOXELS)
         return sform, [f"The sform and qform are up to {apart} voxels apart; the sform was used."]
     return sform, []
+
+
+def _is_singular(affine: NDArray[np.float64]) -> bool:
+    return not np.all(np.isfinite(affine)) or bool(np.linalg.matrix_rank(affine) < len(affine))
 
 
 def _read_values(stream: IO[bytes], header: nib.Nifti1Header) -> NDArray[Any]:

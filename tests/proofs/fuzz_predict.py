@@ -696,7 +696,8 @@ def _read_nifti(path: Path) -> Grid:
     # nibabel takes the header for voxels where it says that they begin at 0.
     offset = max(proxy.offset, nib.Nifti1Header.single_vox_offset)
     proxy = ArrayProxy(str(path), (proxy.shape, proxy.dtype, offset, proxy.slope, proxy.inter))
-    return np.asanyarray(proxy).reshape(proxy.shape[:3]), image.affine
+    singular = not np.isfinite(image.affine).all() or np.linalg.matrix_rank(image.affine) < len(image.affine)
+    return np.asanyarray(proxy).reshape(proxy.shape[:3]), image.get_qform() if singular else image.affine
 
 
 def _read_itk(path: Path) -> Grid:

@@ -175,15 +175,21 @@ def test_qform_counts_where_the_sform_is_not_set(tmp_path: Path) -> None:
     assert scan.notes == ()
 
 
-def test_qform_counts_where_the_sform_is_singular(tmp_path: Path) -> None:
-    """A file whose sform is marked as set but empty is placed by its qform, and the note says so."""
+@pytest.mark.parametrize("value", [0, np.nan, np.inf])
+def test_qform_counts_where_the_sform_is_singular(tmp_path: Path, value: float) -> None:
+    """A file whose sform is marked as set but empty is placed by its qform, and so is the label map of that scan."""
     image = make_image(np.zeros((4, 3, 2), np.int16))
     image.set_qform(image.affine, code=1)
-    image.header["srow_x"] = image.header["srow_y"] = image.header["srow_z"] = 0
+    image.header["srow_x"] = image.header["srow_y"] = 0
+    image.header["srow_z"] = value
     image.header["sform_code"] = 1
     nib.Nifti1Image(image.dataobj, None, image.header).to_filename(tmp_path / "scan.nii.gz")
 
-    assert read_scan(tmp_path / "scan.nii.gz").notes == ("The sform's matrix is singular; the qform was used.",)
+    scan = read_scan(tmp_path / "scan.nii.gz")
+    write_labels(tmp_path / "labels.nii.gz", scan.with_array(np.zeros((2, 3, 4), np.uint8)))
+
+    assert scan.notes == ("The sform's matrix is singular; the qform was used.",)
+    np.testing.assert_allclose(nib.load(tmp_path / "labels.nii.gz").affine, image.get_qform())
 
 
 def test_missing_orientation_is_reported(tmp_path: Path) -> None:
