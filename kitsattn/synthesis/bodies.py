@@ -301,12 +301,17 @@ def _draw_hila(rng: Generator, tissues: NDArray[np.uint8], textures: Textures) -
         tube = (across < radius) & (along > 0) & (along < reach)
         planes = np.arange(count) % SLICES
         near = np.abs(planes - rng.integers(SLICES)) * SLICE_MM <= rng.uniform(4.0, 16.0)
-        soft = np.isin(tissues, (Tissue.VISCERAL_FAT, Tissue.SOFT_TISSUE, Tissue.VEIN, Tissue.URETER))
-        tissues[tube & soft & near[:, None, None]] = kind
+        replaced = [Tissue.VISCERAL_FAT, Tissue.SOFT_TISSUE, Tissue.VEIN, Tissue.URETER]
+        if wide and rng.random() < 0.5:  # it begins within the kidney
+            replaced += _SIDES
+        tissues[tube & np.isin(tissues, replaced) & near[:, None, None]] = kind
 
 
 def _divide_kidneys(rng: Generator, tissues: NDArray[np.uint8], depths: NDArray[np.uint8], textures: Textures) -> None:
-    """Divide kidneys into cortex, pyramids of medulla, and calyces, by depth and noise."""
+    """Divide kidneys into cortex, pyramids of medulla, and calyces, by depth and noise.
+
+    Calyces count as kidney, as in most label maps; what is dilated does not.
+    """
     kidney = np.isin(tissues, _SIDES)
     if not kidney.any():
         return
@@ -315,10 +320,11 @@ def _divide_kidneys(rng: Generator, tissues: NDArray[np.uint8], depths: NDArray[
     cortex_mm = rng.uniform(4.0, 9.0)
     pyramids = textures.field(rng, 4.0, count)
     tissues[kidney & (depth_mm + 2.0 * pyramids > cortex_mm) & (pyramids > rng.uniform(-1.0, 0.3))] = Tissue.MEDULLA
-    if rng.random() < 0.35:
-        wide = rng.random() < 0.12  # hydronephrosis
-        calyx_mm = rng.uniform(5.0, 8.0) if wide else rng.uniform(9.0, 16.0)
-        tissues[kidney & (depth_mm + 2.5 * textures.field(rng, 4.0, count) > calyx_mm)] = Tissue.CALYX
+    if rng.random() < 0.4:
+        dilated = rng.random() < 0.25  # hydronephrosis
+        calyx_mm = rng.uniform(6.0, 12.0) if dilated else rng.uniform(9.0, 16.0)
+        inside = kidney & (depth_mm + 2.5 * textures.field(rng, 4.0, count) > calyx_mm)
+        tissues[inside] = Tissue.URETER if dilated else Tissue.CALYX
 
 
 def _add_texture(

@@ -147,3 +147,25 @@ def test_medulla_lies_within_kidneys(opened: Material, textures: Textures, monke
         assert (labels[medulla] == KIDNEY).all()
         assert not medulla.any() or medulla.sum() < 0.9 * (labels == KIDNEY).sum()
     assert seen > 5
+
+
+def test_a_wide_renal_pelvis_is_no_kidney(
+    opened: Material, textures: Textures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drawn at 3000 HU, it has no label, though kidney lies on both sides of it in some draws."""
+
+    def marked(rng: np.random.Generator) -> Palette:
+        palette = draw_palette(rng)
+        palette.mean_hu[Tissue.URETER] = 3000
+        return palette
+
+    monkeypatch.setattr(bodies, "draw_palette", marked)
+    monkeypatch.setattr(bodies, "paint_distractors", lambda *_: None)
+    monkeypatch.setattr(bodies, "paint_kidney_mass", lambda *_, **__: None)
+    within = 0
+    for seed in range(40):
+        hu, labels = draw_body(np.random.default_rng(seed), opened.bodies, opened.kidneys, textures)
+        pelvis = hu[2] > 2500
+        assert not labels[pelvis].any()
+        within += int((pelvis & ndimage.binary_fill_holes(labels == KIDNEY)).sum()) > 20
+    assert within > 2
