@@ -189,7 +189,7 @@ def test_qform_counts_where_the_sform_is_singular(tmp_path: Path, value: float) 
     write_labels(tmp_path / "labels.nii.gz", scan.with_array(np.zeros((2, 3, 4), np.uint8)))
 
     assert scan.notes == ("The sform's matrix is singular; the qform was used.",)
-    np.testing.assert_allclose(nib.load(tmp_path / "labels.nii.gz").affine, image.get_qform())
+    np.testing.assert_allclose(nib.Nifti1Image.from_filename(tmp_path / "labels.nii.gz").affine, image.get_qform())
 
 
 def test_missing_orientation_is_reported(tmp_path: Path) -> None:
