@@ -17,6 +17,8 @@ from kitsattn.blocks.resnet import BlockKind, ResNetEncoder
 from kitsattn.models.registry import register_model
 
 _MOST_BLOCKS = 1000
+_MOST_CHANNELS = 65_536
+"""Products of two such numbers and of a kernel's size still fit into 64 bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +78,8 @@ class AttentionDeeplabConfig:
             raise ValueError(msg)
         counts = {
             "normalizer_channels": self.normalizer_channels,
+            "slices": (self.slices,),
+            "classes": (self.classes,),
             "encoder_depths": self.encoder_depths,
             "encoder_width": (self.encoder_width,),
             "aspp_channels": (self.aspp_channels,),
@@ -90,6 +94,9 @@ class AttentionDeeplabConfig:
         for name, values in counts.items():
             if not values or min(values) < 1:
                 msg = f"{name} must be positive, got {values}"
+                raise ValueError(msg)
+            if max(values) > _MOST_CHANNELS:  # of a damaged file, say
+                msg = f"{name} must be at most {_MOST_CHANNELS}, got {max(values)}"
                 raise ValueError(msg)
 
 
