@@ -1,4 +1,7 @@
-"""Convolutions for networks that only predict, on a CPU in bf16: the same results in 7 % less time.
+"""Convolutions for networks that only predict, on a CPU in bf16: the same results in less time.
+
+On two cores the starter is 1.23 times as fast, ResNet-18 1.13 times, ResNet-50 1.06 times: the smaller the network, the
+larger the share of what is saved. `tests/benchmarks/packing.py` measures it.
 
 Under autocast PyTorch casts the weights to bf16 and sorts them into the blocks that oneDNN multiplies, whenever a
 convolution runs, and a ReLU behind it goes over its output once more. Here the weights are cast and sorted once, and
