@@ -326,7 +326,7 @@ def _on_cluster(work: Callable[[Any], Any], cases: Sequence[Any], scheduler: str
             f"no Dask scheduler answers at {scheduler} ({error}): start one with `dask scheduler`, or mend the address"
         )
         raise KitsattnError(msg) from error
-    with client:
+    try:
         for case, future in zip(cases, client.map(_Sent(work), cases, pure=False), strict=True):
             try:
                 yield _await_cluster(client, future, scheduler)
@@ -340,28 +340,43 @@ def _on_cluster(work: Callable[[Any], Any], cases: Sequence[Any], scheduler: str
                     raise
                 msg = f"the cluster at {scheduler} lacks something ({error.__cause__}): install the same kitsattn there"
                 raise KitsattnError(msg) from error
+    finally:
+        with suppress(TimeoutError):  # of a scheduler that no longer answers
+            client.close(timeout=_ANSWER_SECONDS)  # type: ignore[no-untyped-call]
 
 
 def _await_cluster(client: Any, future: Any, scheduler: str) -> Any:  # noqa: ANN401 - Dask's, and whatever cases give
-    """Return the result of a case; wait for it while the cluster has workers, and for a first one for a while."""
-    seen = time.monotonic()
+    """Return the result of a case; wait while the cluster has workers, and for a while if it has none or is silent."""
+    seen, told = time.monotonic(), ""
     while True:
         try:
             return future.result(timeout=_ANSWER_SECONDS)
         except TimeoutError as error:
+            workers = _count_workers(client)
+            if workers:
+                seen, told = time.monotonic(), ""
+                continue
             missing_s = time.monotonic() - seen
-            if client.scheduler_info()["workers"]:
-                seen = time.monotonic()
-            elif missing_s > _NO_WORKER_SECONDS:
+            problem = "does not answer" if workers is None else "has no worker"
+            mend = "start it again" if workers is None else f"start one with `dask worker {scheduler}`"
+            if missing_s > _NO_WORKER_SECONDS:
                 msg = (
-                    f"the Dask scheduler at {scheduler} has had no worker for {missing_s / 60:.0f} minutes: start one "
-                    f"with `dask worker {scheduler}` and run the same command again, it goes on"
+                    f"the Dask scheduler at {scheduler} {problem} ({missing_s / 60:.0f} minutes): {mend} and run the "
+                    "same command again, it goes on"
                 )
                 raise KitsattnError(msg) from error
-            elif missing_s < 2 * _ANSWER_SECONDS:
-                _log.warning(
-                    "the Dask scheduler at %s has no worker: `dask worker %s` starts one", scheduler, scheduler
-                )
+            if told != problem:
+                told = problem
+                _log.warning("the Dask scheduler at %s %s: %s", scheduler, problem, mend)
+
+
+def _count_workers(client: Any) -> int | None:  # noqa: ANN401 - Dask's
+    """Return how many workers a cluster has; None if its scheduler does not say in time."""
+    try:
+        told = client.sync(client.scheduler.identity, n_workers=-1, callback_timeout=_ANSWER_SECONDS)
+    except (TimeoutError, OSError):
+        return None
+    return len(told["workers"])
 
 
 def _killed(case: object) -> KitsattnError:

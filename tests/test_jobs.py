@@ -373,13 +373,14 @@ def test_where_no_process_can_be_started_this_one_works(
     assert "cannot be started (No space left on device" in record.getMessage()
 
 
-def test_a_cluster_without_workers_is_not_waited_for_without_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("frozen", [False, True], ids=["no worker", "frozen"])
+def test_a_cluster_is_not_waited_for_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, *, frozen: bool
 ) -> None:
-    """It is said at once, since they may come; after a while the command ends."""
+    """Without a worker, or with a scheduler that has stopped: the user is told at once, and later the command ends."""
     pytest.importorskip("distributed", reason="needs the extra cluster")
-    monkeypatch.setattr(jobs, "_ANSWER_SECONDS", 5)
-    monkeypatch.setattr(jobs, "_NO_WORKER_SECONDS", 6)
+    monkeypatch.setattr(jobs, "_ANSWER_SECONDS", 3)
+    monkeypatch.setattr(jobs, "_NO_WORKER_SECONDS", 10)
     address = tmp_path / "address"
     script = (
         "import asyncio, sys; from pathlib import Path; from distributed import Scheduler\n"
@@ -393,10 +394,15 @@ def test_a_cluster_without_workers_is_not_waited_for_without_end(
         while not address.exists() or not address.read_text():
             assert process.poll() is None
             time.sleep(0.05)
-        with pytest.raises(KitsattnError, match=r"has had no worker for .* `dask worker tcp://"):
+        if frozen:
+            threading.Timer(2, process.send_signal, [signal.SIGSTOP]).start()
+        problem = "does not answer" if frozen else "has no worker"
+        with pytest.raises(
+            KitsattnError, match=f"the Dask scheduler at tcp://.* {problem} .*run the same command again"
+        ):
             try_cases(refuser(), [0], scheduler=address.read_text())
         process.kill()
-    assert "has no worker" in caplog.text
+    assert problem in caplog.text
 
 
 def test_a_scheduler_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
