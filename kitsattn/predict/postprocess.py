@@ -13,7 +13,7 @@ from kitsattn.config import to_json
 from kitsattn.errors import KitsattnError
 from kitsattn.labels import BACKGROUND, check_labels
 from kitsattn.volume.components import KIDNEY_ML, Voxels, find_components, find_voxels, to_mask
-from kitsattn.volume.geometry import Triple
+from kitsattn.volume.geometry import Triple, voxel_ml
 from kitsattn.words import plural
 
 _MASSES = ("tumour", "cyst")
@@ -178,7 +178,7 @@ class _Work:
         self.names = {value: name for name, value in classes.items()}
         self.masses = [classes[name] for name in _MASSES if name in classes]
         self.tumour = classes["tumour"]
-        self.voxel_ml = math.prod(spacing_mm) / 1000
+        self.voxel_ml = voxel_ml(spacing_mm)
         self.reach = [max(_VOXELS_NEAR, int(rules.attached_mm / step)) for step in spacing_mm]
         self.voxels = find_voxels(labels)
         self.objects = find_components(self.voxels.places)

@@ -20,6 +20,7 @@ from kitsattn.preprocess.preview import write_preview
 from kitsattn.preprocess.run import REPORT_FILE, Preprocessed
 from kitsattn.preprocess.store import PreparedDataset
 from kitsattn.preprocess.verify import Finding
+from kitsattn.volume.geometry import voxel_ml
 from kitsattn.words import plural
 
 PREVIEWS_FOLDER = "previews"
@@ -300,7 +301,9 @@ def _leaf(fingerprint: Fingerprint, anchor: str, preview: Path, findings: Sequen
     depth, height, width = fingerprint.shape
     spacing = " x ".join(f"{step:.3g}" for step in fingerprint.spacing_mm)
     volumes = ", ".join(
-        f"{name} {count * _voxel_ml(fingerprint):.1f} ml" for name, count in fingerprint.voxels.items() if count
+        f"{name} {count * voxel_ml(fingerprint.spacing_mm):.1f} ml"
+        for name, count in fingerprint.voxels.items()
+        if count
     )
     picture = Picture(
         preview,
@@ -314,14 +317,9 @@ def _leaf(fingerprint: Fingerprint, anchor: str, preview: Path, findings: Sequen
 def _volumes_ml(fingerprints: Sequence[Fingerprint]) -> dict[str, dict[str, float]]:
     """Return class name to case to volume."""
     return {
-        name: {case.case_id: case.voxels.get(name, 0) * _voxel_ml(case) for case in fingerprints}
+        name: {case.case_id: case.voxels.get(name, 0) * voxel_ml(case.spacing_mm) for case in fingerprints}
         for name in fingerprints[0].voxels
     }
-
-
-def _voxel_ml(fingerprint: Fingerprint) -> float:
-    z_step, y_step, x_step = fingerprint.spacing_mm
-    return z_step * y_step * x_step / 1000
 
 
 def _linked(case_id: str, anchors: Mapping[str, str]) -> str | Link:
