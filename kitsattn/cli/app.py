@@ -74,9 +74,9 @@ def kitsattn(
     version: Annotated[  # noqa: ARG001 - handled by its callback
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Verbose output.")] = False,
     quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Say only warnings and errors; no progress bars.")
+        bool, typer.Option("--quiet", "-q", help="Show only warnings and errors, and no progress bars.")
     ] = False,
 ) -> None:
     """Segment kidneys and kidney tumours in CT with an attention DeepLabv3+ on 2.5D input.

@@ -19,7 +19,7 @@ def rank(
     ],
     json: JsonOption = False,
 ) -> None:
-    """Rank submissions as their challenge does, by the evaluation.csv in the folder of each.
+    """Rank submissions as their challenge does, from the evaluation.csv in each folder.
 
     KiTS21 and KiTS23 rank by mean Dice and by mean surface Dice, then by the mean of both ranks, then by tumour Dice.
     KiTS19 ranks by the mean of its two Dice scores.
@@ -53,7 +53,7 @@ def submission(
     workers: WorkersOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Check the predictions of a challenge's test cases, and zip them as it asks for.
+    """Check the predictions for a challenge's test cases, and zip them for upload.
 
     Checked are names, that none is missing, values, and against the test scans shapes and affines. What the challenge
     would refuse is a problem; nothing is written then, and the exit code is 1.

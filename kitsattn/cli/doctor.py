@@ -21,23 +21,22 @@ _GIGABYTE = 1e9
 
 def doctor(
     *,
-    model: Annotated[
-        str, typer.Option(metavar="NAME", help="Network whose blocks are looked at.")
-    ] = "attention-deeplab-r50",
+    model: Annotated[str, typer.Option(metavar="NAME", help="Network to look at.")] = "attention-deeplab-r50",
     size: Annotated[int, typer.Option(min=32, help="Height and width of its input.")] = 512,
-    batch_size: Annotated[int, typer.Option(min=1, help="Stacks in a batch.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Stacks per batch.")] = 8,
     device: DeviceOption = Device.auto,
     precision: PrecisionOption = Precision.auto,
     measure: Annotated[
         bool,
         typer.Option(
             "--measure",
-            help="Time kernels and reference on this GPU, in minutes; from then on the faster of the two is used.",
+            help="Time the kernels and PyTorch's own operations on this GPU (takes minutes); the faster of the two is "
+            "used from then on.",
         ),
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Tell what this machine is, which path each block of a network takes here and why, and test the kernels.
+    """Show this machine's hardware and which kernel each block of a network uses, and test the kernels.
 
     The kernels need an NVIDIA GPU of compute capability 8.0 or more and Triton; everything works without them.
 

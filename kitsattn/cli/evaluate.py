@@ -96,45 +96,45 @@ _LESIONS = "lesions"
 _COMMANDS = {
     "dice": (
         ("dice",),
-        """Dice of the regions that the data set's challenge evaluates, and the composite, the mean of their means.
+        """Dice of the regions of the data set's challenge, and their mean as one composite score.
 
 A region that is empty in both label maps scores 1, in one of them 0.""",
     ),
     "surface-dice": (
         ("surface_dice",),
-        """Share of both surfaces of each region within a tolerance of the other, as KiTS21 and KiTS23 score it.
+        """Fraction of both surfaces of each region within a tolerance of the other, as KiTS21 and KiTS23 define it.
 
 The tolerances are theirs: kidney 1.033 mm, masses 1.133 mm, tumour 1.150 mm; 1 mm for labels of no challenge.
 A region that is empty in both label maps scores 1, in one of them 0.""",
     ),
     "hd95": (
         ("hd95_mm",),
-        """Distance in mm within which 95 % of either surface of each region lie, the larger of the two.
+        """95th percentile of the surface distances of each region in mm, the larger of the two directions.
 
 Surfaces are weighted by their area; --definition takes MedPy's or MONAI's instead.
 Empty in both label maps is 0; in one of them it is left out of the mean.""",
     ),
     "assd": (
         ("assd_mm",),
-        """Mean distance in mm of the surfaces of each region from each other, of both directions.
+        """Average symmetric surface distance of each region in mm.
 
 Surfaces are weighted by their area; --definition takes MedPy's or MONAI's instead.
 Empty in both label maps is 0; in one of them it is left out of the mean.""",
     ),
     "volume": (
         ("volume_difference_ml",),
-        """Volume in ml of each region, predicted less reference, with bias and limits of agreement (Bland-Altman).""",
+        """Volume of each region in ml: predicted minus reference, with bias and limits of agreement (Bland-Altman).""",
     ),
     "detection": (
         (_LESIONS,),
-        """Which tumours, masses or cysts were found: precision, recall and F1 over all lesions, and by size.
+        """Detection of tumours, masses or cysts: precision, recall and F1 over all lesions, and by size.
 
 A lesion is a connected component. It is found if a predicted one overlaps it with an intersection over union of 0.1
 or more, one to one.""",
     ),
     "all": (
         ("dice", *_SURFACES, "volume_difference_ml", _LESIONS),
-        "All of these metrics.",
+        "All metrics above.",
     ),
 }
 """Subcommand -> keys of its metrics, and what its help says."""

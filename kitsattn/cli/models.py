@@ -13,7 +13,7 @@ from kitsattn.files import expand_path
 from kitsattn.notices import SYNTHETIC_MODEL_NOTICE
 from kitsattn.words import suggest
 
-app = Application(help="List networks and trained models, describe or export one.", no_args_is_help=True)
+app = Application(help="List, describe and export networks and trained models.", no_args_is_help=True)
 
 _STATISTICS = (".running_mean", ".running_var", ".num_batches_tracked")
 """Ends of the names of stored tensors that are not parameters."""
@@ -96,7 +96,7 @@ def export(
     overwrite: OverwriteOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Write a checkpoint's network for other programs: prepared slabs in, logits out, no kitsattn needed.
+    """Export a checkpoint's network for use without kitsattn: it maps prepared slabs to logits.
 
     The file holds the weights and, as JSON, what `kitsattn models describe` says: how scans are prepared, the labels,
     the provenance. It is compared with the original before it takes its name.

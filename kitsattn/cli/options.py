@@ -96,7 +96,7 @@ WorkspaceOption = Annotated[
     typer.Option(
         "--workspace",
         metavar="DIR",
-        help="Folder of all default paths. (default: $KITSATTN_WORKSPACE, else ./kitsattn-workspace)",
+        help="Folder for all default paths. (default: $KITSATTN_WORKSPACE, else ./kitsattn-workspace)",
         show_default=False,
     ),
 ]
@@ -106,10 +106,12 @@ AssumeHuOption = Annotated[
         "--assume-hu", help="Take the values of every scan as HU without a check; the output records that it was given."
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print bare JSON on stdout instead of text.")]
-DeviceOption = Annotated[Device, typer.Option(help="Where to run; auto takes a CUDA GPU, else Apple's, else the CPU.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of text.")]
+DeviceOption = Annotated[
+    Device, typer.Option(help="Where to run; auto uses a CUDA GPU, else an Apple GPU, else the CPU.")
+]
 PrecisionOption = Annotated[
-    Precision, typer.Option(help="Number format; auto takes bf16 where the device computes it natively.")
+    Precision, typer.Option(help="Number format; auto uses bf16 if the device supports it in hardware.")
 ]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
 WorkersOption = Annotated[
@@ -119,7 +121,7 @@ SchedulerOption = Annotated[
     str | None,
     typer.Option(
         metavar="tcp://HOST:PORT",
-        help="Let the workers of a Dask cluster do the work; all must see the same folders.",
+        help="Run on the workers of a Dask cluster; all of them must see the same folders.",
         show_default=False,
     ),
 ]

@@ -105,13 +105,16 @@ def predict(
         Format | None,
         typer.Option(
             "--format",
-            help="Of label maps that are named by their scan, not by OUT. dicom-seg, or an OUT that ends in .dcm, is a "
+            help="Output format when OUT is a folder or omitted. dicom-seg, or an OUT that ends in .dcm, writes a "
             "DICOM Segmentation of a DICOM scan. (default: nii.gz)",
             show_default=False,
         ),
     ] = None,
     tta: Annotated[
-        Augmentation, typer.Option(help="Test-time augmentation; flips averages four mirror images: slower, smoother.")
+        Augmentation,
+        typer.Option(
+            help="Test-time augmentation: flips averages the predictions of four mirror images; slower and smoother."
+        ),
     ] = Augmentation.none,
     fast: Annotated[
         bool, typer.Option("--fast", help="Look at slices 10 mm apart first, then only around what was found.")
@@ -127,13 +130,17 @@ def predict(
         bool,
         typer.Option(
             "--postprocess/--no-postprocess",
-            help="Remove what cannot be a kidney or a mass of one; only where the classes are KiTS's.",
+            help="Remove objects that cannot be a kidney or a kidney mass; for models with the classes of KiTS.",
         ),
     ] = True,
     min_volume: Annotated[
         float | None,
         typer.Option(
-            min=0.0, max=20.0, metavar="ML", help="Remove smaller objects, in ml. (default: 0.2)", show_default=False
+            min=0.0,
+            max=20.0,
+            metavar="ML",
+            help="Remove objects smaller than this volume in ml. (default: 0.2)",
+            show_default=False,
         ),
     ] = None,
     statistics: Annotated[
@@ -174,11 +181,14 @@ def predict(
         typer.Option(
             metavar="N|auto",
             callback=batch_size_check(1),
-            help="Slices in one forward pass; auto takes 2 on a CPU, 16 on a GPU, less where memory is short.",
+            help="Slices per forward pass; auto uses 2 on a CPU, 16 on a GPU, fewer if memory is short.",
         ),
     ] = AUTO,
     overlap: Annotated[
-        float, typer.Option(min=0.0, max=0.9, help="Share of a window that its neighbour covers too, in large slices.")
+        float,
+        typer.Option(
+            min=0.0, max=0.9, help="Fraction by which neighbouring windows overlap, in slices larger than one window."
+        ),
     ] = 0.5,
     overwrite: OverwriteOption = False,
     assume_hu: AssumeHuOption = False,
@@ -187,11 +197,11 @@ def predict(
 ) -> None:
     """Segment kidneys (1) and tumours (2) in a CT scan; the output has the scan's shape, affine and units.
 
-    Many scans: those for which all is there are skipped, one that fails does not stop the others.
-    Several processes under torchrun share them.
+    If IN holds many scans, finished ones are skipped, and one that fails does not stop the others. Processes
+    started by torchrun share the work.
 
-    Research use only, not a medical device. The model that is used, its accuracy and its licence are shown.
-    A model trained on synthetic phantoms is used only if --model names it.
+    Research use only, not a medical device. The command shows which model it uses, its accuracy and its licence.
+    A model trained on synthetic phantoms is used only if you name it with --model.
 
     Example: kitsattn predict in.nii.gz out.nii.gz
     """

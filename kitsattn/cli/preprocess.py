@@ -45,16 +45,19 @@ def preprocess(
         Path | None,
         typer.Argument(
             metavar="RAW",
-            help="Folder of the data set: KiTS, nnU-Net's raw layout, or pairs. (default: the only one in raw/)",
+            help="Folder of the data set: KiTS, nnU-Net's raw layout, or file pairs. (default: the only one in raw/)",
             show_default=False,
         ),
     ] = None,
     layout: Annotated[
         Layout | None,
-        typer.Option(help="How the files lie in RAW. (default: recognised by their names)", show_default=False),
+        typer.Option(help="Layout of the files in RAW. (default: recognised by the file names)", show_default=False),
     ] = None,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Read every voxel and tell what is wrong or odd; prepare nothing.")
+        bool,
+        typer.Option(
+            "--verify", help="Read every voxel and report what is wrong or unusual, without preparing anything."
+        ),
     ] = False,
     spacing: Annotated[
         float | None,
@@ -63,7 +66,7 @@ def preprocess(
     window: Annotated[
         Window | None,
         typer.Option(
-            help="HU that are kept: the paper's -300 to 300, or nnU-Net's percentiles. (default: paper)",
+            help="HU window: the paper's -300 to 300, or nnU-Net's percentiles. (default: paper)",
             show_default=False,
         ),
     ] = None,
@@ -77,17 +80,19 @@ def preprocess(
     ] = None,
     scheduler: SchedulerOption = None,
     report: Annotated[
-        bool, typer.Option("--report", help="Write a page to look at: plots, findings, and a preview of every case.")
+        bool, typer.Option("--report", help="Write an HTML page with plots, findings and a preview of every case.")
     ] = False,
-    resume: Annotated[bool, typer.Option("--resume/--restart", help="Keep cases that are finished already.")] = True,
+    resume: Annotated[
+        bool, typer.Option("--resume/--restart", help="Keep finished cases, or prepare all of them again.")
+    ] = True,
     assume_hu: AssumeHuOption = False,
     workspace: WorkspaceOption = None,
     json: JsonOption = False,
 ) -> None:
     """Prepare a data set for training: crop to the body, clip to [-300, 300] HU, resample in-plane, normalise.
 
-    The result goes to WORKSPACE/preprocessed/NAME, with the plan that was made: edit a copy and pass it with --plan.
-    A case that cannot be prepared is reported and left out; the exit code is then 1.
+    The result goes to WORKSPACE/preprocessed/NAME, together with the plan: edit a copy and pass it with --plan.
+    Cases that cannot be prepared are reported and skipped; the exit code is then 1.
 
     Example: kitsattn preprocess ~/data/kits19
     """

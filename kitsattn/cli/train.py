@@ -81,13 +81,13 @@ def train(
     ] = None,
     model_settings: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="TOML or JSON with settings of the network to change.", show_default=False),
+        typer.Option(metavar="FILE", help="TOML or JSON file with network settings to change.", show_default=False),
     ] = None,
     encoder_weights: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Published ResNet weights in safetensors, by torchvision's names. (default: from chance)",
+            help="Pretrained ResNet weights as safetensors, with torchvision's names. (default: random initialisation)",
             show_default=False,
         ),
     ] = None,
@@ -111,20 +111,17 @@ def train(
         typer.Option(
             metavar="N|auto",
             callback=batch_size_check(_LEAST_BATCH),
-            help="Samples a batch, those of all processes together; auto takes the most that fit into memory. "
-            "(default: the recipe's)",
+            help="Samples per batch, over all processes; auto uses as many as fit into memory. (default: the recipe's)",
             show_default=False,
         ),
     ] = None,
     max_minutes: Annotated[
         float | None,
         typer.Option(
-            min=0.0, help="Save and stop after so many minutes. (default: train to the end)", show_default=False
+            min=0.0, help="Save and stop after this many minutes. (default: train to the end)", show_default=False
         ),
     ] = None,
-    save_every_minutes: Annotated[
-        float, typer.Option(min=0.0, help="Save the running epoch so often: what a killed process loses at most.")
-    ] = 5.0,
+    save_every_minutes: Annotated[float, typer.Option(min=0.0, help="Minutes between saves within an epoch.")] = 5.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights and batches.")] = 0,
     device: DeviceOption = Device.auto,
     precision: PrecisionOption = Precision.auto,
@@ -132,7 +129,7 @@ def train(
         int | None,
         typer.Option(
             min=0,
-            help="Processes that draw batches. (default: one less than cores, up to 12; for a CPU 1, below 4 cores 0)",
+            help="Processes that load batches. (default: one less than cores, up to 12; CPU: 1, or 0 below 4 cores)",
             show_default=False,
         ),
     ] = None,
@@ -141,7 +138,7 @@ def train(
         typer.Option(metavar="NAME", help="Name of the run. (default: DATASET-MODEL-RECIPE)", show_default=False),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume/--restart", help="Go on from where it was stopped, or begin again.")
+        bool, typer.Option("--resume/--restart", help="Continue a stopped training, or start again.")
     ] = True,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write TensorBoard events too; needs the extra `track`.")
@@ -152,7 +149,7 @@ def train(
     """Train one fold, or all five; then predict and score its held-out cases as whole volumes.
 
     Checkpoints, journal and report go to WORKSPACE/runs/RUN/fold_K.
-    Ctrl-C and SIGTERM end it after the running batch with everything saved: the same command goes on.
+    Ctrl-C and SIGTERM save everything and stop after the current batch. Run the same command to continue.
 
     Example: kitsattn train --fold 0 --model attention-deeplab-r18
     """

@@ -287,17 +287,17 @@ def _draw_hila(rng: Generator, tissues: NDArray[np.uint8], textures: Textures) -
     midline = float(np.median(spine)) if len(spine) else width / 2
     rows, columns = np.arange(height, dtype=np.float32)[:, None], np.arange(width, dtype=np.float32)
     for number, box in enumerate(ndimage.find_objects(parts), 1):
-        if (parts[box] == number).sum() < _LEAST_KIDNEY_PIXELS or rng.random() < 0.25:
+        if (parts[box] == number).sum() < _LEAST_KIDNEY_PIXELS or rng.random() < 0.15:
             continue
         row, column = (side.start + (side.stop - side.start - 1) / 2 for side in box)
         rise, run = rng.uniform(-25.0, 8.0) / PIXEL_MM, midline - column
         length = float(np.hypot(rise, run)) or 1.0
-        kind = rng.choice((Tissue.VEIN, Tissue.URETER, Tissue.ARTERY), p=(0.4, 0.5, 0.1))
+        kind = rng.choice((Tissue.VEIN, Tissue.URETER, Tissue.ARTERY), p=(0.3, 0.6, 0.1))
         wide = kind == Tissue.URETER  # a renal pelvis may be as wide as it is long
         reach = min(length, rng.uniform(20.0, 45.0 if wide else 60.0) / PIXEL_MM)
         along = ((rows - row) * rise + (columns - column) * run) / length
         across = np.abs((rows - row) * run - (columns - column) * rise) / length
-        radius = rng.uniform(2.0, 14.0 if wide else 7.0) / PIXEL_MM * (1 + 0.3 * textures.field(rng, 8.0, count))
+        radius = rng.uniform(2.0, 16.0 if wide else 7.0) / PIXEL_MM * (1 + 0.3 * textures.field(rng, 8.0, count))
         tube = (across < radius) & (along > 0) & (along < reach)
         planes = np.arange(count) % SLICES
         near = np.abs(planes - rng.integers(SLICES)) * SLICE_MM <= rng.uniform(4.0, 16.0)
