@@ -88,20 +88,12 @@ def _metadata(path: Path) -> Any:
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
-@pytest.mark.parametrize(
-    ("name", "settings"),
-    [
-        ("attention-deeplab-tiny", {}),
-        ("attention-deeplab-r18", {}),
-        ("attention-deeplab-tiny", OTHER_SETTINGS),
-    ],
-    ids=["tiny", "r18", "other-settings"],
-)
+@pytest.mark.parametrize("settings", [{}, OTHER_SETTINGS], ids=["tiny", "other-settings"])
 def test_an_exported_network_is_the_original_at_every_size(
-    tmp_path: Path, name: str, settings: dict[str, Any], suffix: str
+    tmp_path: Path, settings: dict[str, Any], suffix: str
 ) -> None:
     """One file predicts what the checkpoint's network does, for any batch, height and width."""
-    source = _write_checkpoint(tmp_path / "a.safetensors", name, **settings)
+    source = _write_checkpoint(tmp_path / "a.safetensors", "attention-deeplab-tiny", **settings)
     target = tmp_path / f"a{suffix}"
     result = export_checkpoint(source, target, {})
     assert result.difference < 1e-3
