@@ -24,7 +24,7 @@ Settings = TypeVar("Settings")
 def to_json(settings: object) -> dict[str, Any]:
     """Return a settings dataclass as JSON-ready values; tuples become lists, nested settings become objects."""
     if not dataclasses.is_dataclass(settings) or isinstance(settings, type):
-        msg = f"{settings!r} is no settings dataclass"
+        msg = f"{settings!r} is not a settings dataclass"
         raise TypeError(msg)
     content: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(settings), default=os.fspath))
     return content

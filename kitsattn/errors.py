@@ -1,10 +1,10 @@
-"""The exceptions that the command line knows: a mistake that the user can mend, and being told to stop."""
+"""The exceptions that the command line knows: a mistake that the user can fix, and being told to stop."""
 
 import signal
 
 
 class KitsattnError(Exception):
-    """A mistake the user can mend; the message is one line that says what is wrong and what to do.
+    """A mistake the user can fix; the message is one line that says what is wrong and what to do.
 
     The command line prints it without a traceback and exits with code 1.
     """

@@ -350,12 +350,12 @@ def unreadable(path: Path, error: OSError) -> KitsattnError:
     """Return what the user is told where `path` cannot be read."""
     if is_dangling(path):
         return missing(path)
-    mend = ": see that you may read it" if isinstance(error, PermissionError) else ""
-    return KitsattnError(f"{path} cannot be read ({error.strerror or error}){mend}")
+    fix = ": see that you may read it" if isinstance(error, PermissionError) else ""
+    return KitsattnError(f"{path} cannot be read ({error.strerror or error}){fix}")
 
 
 def unwritable(path: Path, error: OSError) -> KitsattnError:
-    """Return what the user is told where `path` cannot be written: what happened and how to mend it."""
+    """Return what the user is told where `path` cannot be written: what happened and how to fix it."""
     if error.errno in _NO_SPACE:
         return KitsattnError(f"no space left to write {path}: free some disk space and run the command again")
     reason = error.strerror or error

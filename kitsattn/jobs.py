@@ -322,9 +322,7 @@ def _on_cluster(work: Callable[[Any], Any], cases: Sequence[Any], scheduler: str
     try:
         client = Client(scheduler, timeout=_ANSWER_SECONDS)  # type: ignore[no-untyped-call]
     except (OSError, ValueError) as error:
-        msg = (
-            f"no Dask scheduler answers at {scheduler} ({error}): start one with `dask scheduler`, or mend the address"
-        )
+        msg = f"no Dask scheduler answers at {scheduler} ({error}): start one with `dask scheduler`, or fix the address"
         raise KitsattnError(msg) from error
     try:
         for case, future in zip(cases, client.map(_Sent(work), cases, pure=False), strict=True):
@@ -333,7 +331,10 @@ def _on_cluster(work: Callable[[Any], Any], cases: Sequence[Any], scheduler: str
             except KilledWorker:
                 yield _killed(case), []
             except CancelledError as error:
-                msg = f"the Dask scheduler at {scheduler} has gone: start it and run the same command again, it goes on"
+                msg = (
+                    f"the Dask scheduler at {scheduler} has gone: start it and run the same command again; it "
+                    "continues where it stopped"
+                )
                 raise KitsattnError(msg) from error
             except RuntimeError as error:
                 if not isinstance(error.__cause__, ImportError):
@@ -358,16 +359,16 @@ def _await_cluster(client: Any, future: Any, scheduler: str) -> Any:  # noqa: AN
                 continue
             missing_s = time.monotonic() - seen
             problem = "does not answer" if workers is None else "has no worker"
-            mend = "start it again" if workers is None else f"start one with `dask worker {scheduler}`"
+            fix = "start it again" if workers is None else f"start one with `dask worker {scheduler}`"
             if missing_s > _NO_WORKER_SECONDS:
                 msg = (
-                    f"the Dask scheduler at {scheduler} {problem} ({missing_s / 60:.0f} minutes): {mend} and run the "
-                    "same command again, it goes on"
+                    f"the Dask scheduler at {scheduler} {problem} ({missing_s / 60:.0f} minutes): {fix} and run the "
+                    "same command again; it continues where it stopped"
                 )
                 raise KitsattnError(msg) from error
             if told != problem:
                 told = problem
-                _log.warning("the Dask scheduler at %s %s: %s", scheduler, problem, mend)
+                _log.warning("the Dask scheduler at %s %s: %s", scheduler, problem, fix)
 
 
 def _count_workers(client: Any) -> int | None:  # noqa: ANN401 - Dask's

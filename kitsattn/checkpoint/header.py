@@ -233,4 +233,4 @@ def _read_safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def _not_a_checkpoint(path: Path) -> KitsattnError:
-    return KitsattnError(f"{path} is no kitsattn checkpoint: name a .safetensors file that `kitsattn train` wrote")
+    return KitsattnError(f"{path} is not a kitsattn checkpoint: name a .safetensors file that `kitsattn train` wrote")

@@ -23,7 +23,7 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
         msg = f"{path} does not exist: name a safetensors file with ResNet weights"
         raise KitsattnError(msg) from error
     except (SafetensorError, OSError) as error:
-        msg = f"{path} is no safetensors file ({error}): docs/how-to/encoder-weights.md shows the conversion"
+        msg = f"{path} is not a safetensors file ({error}): docs/how-to/encoder-weights.md shows the conversion"
         raise KitsattnError(msg) from error
     return weights
 

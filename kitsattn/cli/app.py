@@ -30,7 +30,7 @@ class _Commands(TyperGroup):
         return ["download", "preprocess", "train", "predict", "evaluate", "models", "demo", "doctor"]
 
     def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
-        """Run a command; a mistake the user can mend is one line and exit code 1, Ctrl-C exit code 130."""
+        """Run a command; a mistake the user can fix is one line and exit code 1, Ctrl-C exit code 130."""
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()
@@ -100,7 +100,7 @@ app.command("doctor")(doctor.doctor)
 def main() -> None:
     """Run the application and exit.
 
-    The exit code is 0 on success, 1 on a mistake the user can mend, 2 on wrong usage, 130 on Ctrl-C, 143 on SIGTERM in
+    The exit code is 0 on success, 1 on a mistake the user can fix, 2 on wrong usage, 130 on Ctrl-C, 143 on SIGTERM in
     training.
     """
     open_standard_streams()

@@ -82,5 +82,5 @@ def submission(
         if not checked.problems:
             print_result(f"{out}: {len(checked.files)} files for {chosen.title}")
     if checked.problems:
-        msg = f"{out} was not written: mend what is told above, and run the command again"
+        msg = f"{out} was not written: fix the problems listed above, and run the command again"
         raise KitsattnError(msg)

@@ -109,7 +109,7 @@ def log_file(path: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         handler = _LogFile(path, encoding="utf-8")
     except OSError as error:
-        msg = f"{path} cannot be written ({error.strerror or error}): choose another --workspace, or mend this one"
+        msg = f"{path} cannot be written ({error.strerror or error}): choose another --workspace, or fix this one"
         raise KitsattnError(msg) from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     _logger.addHandler(handler)

@@ -63,7 +63,9 @@ CompareOption = Annotated[
 CsvOption = Annotated[
     Path | None,
     typer.Option(
-        metavar="FILE", help="Write a table, as KiTS23's evaluation.csv has it; it is replaced.", show_default=False
+        metavar="FILE",
+        help="Write scores in the format of KiTS23's evaluation.csv; an existing FILE is replaced.",
+        show_default=False,
     ),
 ]
 HtmlOption = Annotated[
@@ -77,7 +79,9 @@ PngOption = Annotated[
     typer.Option(metavar="FILE", help="Write box plots as a picture; it is replaced.", show_default=False),
 ]
 ProtocolOption = Annotated[Protocol, typer.Option(help="Which labels there are, and what is scored.")]
-DefinitionOption = Annotated[Definition, typer.Option(help="What a surface is, as the package of that name has it.")]
+DefinitionOption = Annotated[
+    Definition, typer.Option(help="Definition of surface distances, named after the package that uses it.")
+]
 
 _PROTOCOLS = """\
 kits19 scores kidney with tumour (labels 1, 2), and tumour (2).
@@ -268,7 +272,7 @@ def _choose_run(path: Path, references: Path | None, protocol: Protocol, workspa
         checkpoints = sorted(folder.glob("fold_*/best.safetensors"))
         if checkpoints:
             return _held_out(checkpoints, workspace, protocol)
-    msg = f"{path} is no run of {workspace.runs}: name one, or folders of predictions with a REF behind them"
+    msg = f"{path} is not a run in {workspace.runs}: name one, or folders of predictions with a REF behind them"
     raise KitsattnError(msg)
 
 

@@ -420,7 +420,7 @@ def _check_outputs(
             check_suffix(path, *suffixes)
         folder = next(folder for folder in path.absolute().parents if folder.exists())
         if not (folder.is_dir() and os.access(folder, os.W_OK)):
-            msg = f"{path} cannot be written: {folder} is no folder that you may write to; name another output"
+            msg = f"{path} cannot be written: {folder} is not a folder that you may write to; name another output"
             raise KitsattnError(msg)
         replaced = overwrite or path == report or (many and path != case.target)
         check_target(path, case.source, overwrite=replaced)
@@ -463,7 +463,7 @@ def _tell(results: "Mapping[str, Prediction | KitsattnError]", made: "Credits", 
         warn(str(error))
     if errors:
         of_all = f"{len(errors)} of {plural(len(results), 'case')}"
-        msg = f"{of_all} could not be predicted: mend or remove them, and run the command again"
+        msg = f"{of_all} could not be predicted: fix or remove them, and run the command again"
         raise KitsattnError(msg)
 
 

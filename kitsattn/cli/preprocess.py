@@ -209,5 +209,5 @@ def _refuse_wrong(findings: "Sequence[Finding]", cases: int) -> None:
     wrong = sum(finding.severity == "error" for finding in findings)
     if wrong:
         of_all = f"{wrong} of {plural(cases, 'case')}"
-        msg = f"{of_all} cannot be used: mend them as the findings say, and run the command again"
+        msg = f"{of_all} cannot be used: fix them as the findings say, and run the command again"
         raise KitsattnError(msg)

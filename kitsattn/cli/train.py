@@ -277,7 +277,7 @@ def _report_late(folder: Path, late: str, *, json: bool) -> None:
     if json:
         print_json({"run": str(folder), "finished": False})
     else:
-        print_result(f"{late}: saved, the same command goes on")
+        print_result(f"{late}: saved; run the same command to continue")
 
 
 def _report_made(job: "FoldJob", *, json: bool) -> None:

@@ -90,7 +90,7 @@ def parse_cases(text: str) -> tuple[int, ...]:
         match = _CASES_PART.fullmatch(part)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if first > last:
-            msg = f"{part.strip()!r} is no case number and no range of them: write for example 0-9,15,200-209"
+            msg = f"{part.strip()!r} is not a case number or a range of them: write for example 0-9,15,200-209"
             raise KitsattnError(msg)
         if last not in CASES:
             msg = (
@@ -178,7 +178,7 @@ def _folder_url(url: str) -> str:
     except httpx.InvalidURL:
         plain = False
     if not plain:
-        msg = f"{url!r} is no address to fetch from: write http(s)://HOST/FOLDER, without a password, ? or #"
+        msg = f"{url!r} is not an address to download from: write http(s)://HOST/FOLDER, without a password, ? or #"
         raise KitsattnError(msg)
     return url.rstrip("/")
 

@@ -119,7 +119,7 @@ def fetch_gzip(
 
 
 class _PassingError(Exception):
-    """A failure that another try may mend, and the pause in seconds that the server asked for."""
+    """A failure that another try may fix, and the pause in seconds that the server asked for."""
 
     def __init__(self, reason: str, *, wait_s: float | None = None) -> None:
         super().__init__(reason)
@@ -245,7 +245,7 @@ def _from_the_beginning(response: httpx.Response, chunks: Iterator[bytes], url: 
     elif "html" in response.headers.get("Content-Type", "") or first.lstrip()[:1] == b"<":
         msg = f"{url} is a web page, not a gzip file: a login or proxy page has taken its place"
     else:
-        msg = f"{url} is no gzip file; it begins with {first[:16]!r}"
+        msg = f"{url} is not a gzip file; it begins with {first[:16]!r}"
     raise NotFetchedError(msg)
 
 
@@ -294,7 +294,7 @@ def _check(part: _Part, url: str, *, in_one_piece: bool) -> None:
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         part.begin()
         if not in_one_piece:
-            msg = f"what came is no whole file ({error})"
+            msg = f"the received file is not complete ({error})"
             raise _PassingError(msg, wait_s=0) from error
         # It came as the server has it: to fetch it again would bring the same.
         msg = f"{url} is damaged on the server ({error})"

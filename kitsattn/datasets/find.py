@@ -38,7 +38,7 @@ def find_dataset(folder: Path, *, layout: str | None = None) -> Dataset:
 
 def _find_dataset(folder: Path, layout: str | None) -> Dataset:
     if not folder.is_dir():
-        msg = f"{folder} is no folder: name one that holds a data set, such as case_00000/{IMAGE_NAME} and so on"
+        msg = f"{folder} is not a folder: name one that holds a data set, such as case_00000/{IMAGE_NAME} and so on"
         raise KitsattnError(msg)
     layout = layout or _recognise_layout(folder)
     if layout == "nnunet":

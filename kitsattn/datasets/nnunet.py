@@ -128,17 +128,17 @@ def _read_labels(settings: Mapping[str, Any], file: Path) -> Mapping[str, int]:
     if content and all(isinstance(name, str) for name in content.values()):
         content = {name: int(value) if value.isdecimal() else value for value, name in content.items()}
     named = {_spell(name): value for name, value in content.items()}
-    mend = f"say in {file.with_name(DESCRIPTION_NAME)} which class each value is"
+    fix = f"say in {file.with_name(DESCRIPTION_NAME)} which class each value is"
     if len(named) < len(content):
-        msg = f"{file}: two labels of {content} have one name: {mend}"
+        msg = f"{file}: two labels of {content} have one name: {fix}"
         raise KitsattnError(msg)
     if "ignore" in named:
-        msg = f"{file} has an ignore label, and every voxel is trained on: give these voxels a class, and {mend}"
+        msg = f"{file} has an ignore label, and every voxel is trained on: give these voxels a class, and {fix}"
         raise KitsattnError(msg)
     if any(isinstance(value, list) for value in named.values()):
-        return _classes_of_regions(named, file, mend)
+        return _classes_of_regions(named, file, fix)
     if any(type(value) is not int for value in named.values()):
-        msg = f"{file}: labels must be whole numbers, got {content}: {mend}"
+        msg = f"{file}: labels must be whole numbers, got {content}: {fix}"
         raise KitsattnError(msg)
     try:
         check_label_values(named)
@@ -148,7 +148,7 @@ def _read_labels(settings: Mapping[str, Any], file: Path) -> Mapping[str, int]:
     return named
 
 
-def _classes_of_regions(named: Mapping[str, Any], file: Path, mend: str) -> Mapping[str, int]:
+def _classes_of_regions(named: Mapping[str, Any], file: Path, fix: str) -> Mapping[str, int]:
     """Return the classes behind regions that overlap; which class a value is cannot be told from other ones."""
     regions = {
         name: tuple(sorted(value, key=str)) if isinstance(value, list) else (value,)
@@ -158,7 +158,7 @@ def _classes_of_regions(named: Mapping[str, Any], file: Path, mend: str) -> Mapp
     for known, labels in _REGIONS:
         if regions == known:
             return labels
-    msg = f"{file} has regions instead of classes, {regions}, and only those of KiTS are understood: {mend}"
+    msg = f"{file} has regions instead of classes, {regions}, and only those of KiTS are understood: {fix}"
     raise KitsattnError(msg)
 
 

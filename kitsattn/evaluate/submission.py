@@ -46,7 +46,7 @@ class CheckedSubmission:
     Attributes:
         protocol: KITS19 or KITS23, whose rules KiTS21 shares.
         files: Name in the archive to file, in the order of names.
-        problems: What the challenge would refuse or score as wrong; nothing is archived before they are mended.
+        problems: What the challenge would refuse or score as wrong; nothing is archived before they are fixed.
         warnings: What the challenge takes, but is hardly meant.
         notes: What else a reader should know.
     """
@@ -151,10 +151,10 @@ def zip_submission(path: Path, checked: CheckedSubmission) -> None:
     """
     if checked.problems:
         more = f" (and {len(checked.problems) - 1} more)" if len(checked.problems) > 1 else ""
-        msg = f"{path} was not written, mend first: {checked.problems[0]}{more}"
+        msg = f"{path} was not written, fix first: {checked.problems[0]}{more}"
         raise KitsattnError(msg)
     if path.suffix.lower() != ".zip":
-        msg = f"{path} is no name of a zip archive: name it predictions.zip"
+        msg = f"{path} is not the name of a zip archive: use a name such as predictions.zip"
         raise KitsattnError(msg)
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for name, file in sorted(checked.files.items()):
@@ -245,12 +245,12 @@ def _check_grid(grid: FileGrid, scan: Path | None) -> list[str]:
     if scan is None:
         return []
     wanted = read_grid(scan)[1]
-    mend = "write it on the grid of its scan, in the same order of axes, as `kitsattn predict` does"
+    fix = "write it on the grid of its scan, in the same order of axes, as `kitsattn predict` does"
     if shape != _shape(wanted):
-        return [f"{grid.path} has the shape {shape}, {scan} has {_shape(wanted)}: {mend}"]
+        return [f"{grid.path} has the shape {shape}, {scan} has {_shape(wanted)}: {fix}"]
     difference = float(np.abs(grid.header.get_best_affine() - wanted.header.get_best_affine()).sum())
     if difference > AFFINE_TOLERANCE:
-        return [f"{grid.path} has another affine than {scan}, by {difference:.3g} in sum: {mend}"]
+        return [f"{grid.path} has another affine than {scan}, by {difference:.3g} in sum: {fix}"]
     return []
 
 

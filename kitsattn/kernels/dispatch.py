@@ -282,7 +282,7 @@ def read_table(path: Path) -> list[Measurement]:
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         rows = None
     if rows is None:
-        msg = f"{path} is no table of measurements: delete it, and run `kitsattn doctor --measure` again"
+        msg = f"{path} is not a table of measurements: delete it, and run `kitsattn doctor --measure` again"
         raise KitsattnError(msg)
     return rows
 

@@ -126,7 +126,7 @@ def _read_list(path: Path) -> list[Path]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        msg = f"{path} is no text in UTF-8: write one path of a scan a line"
+        msg = f"{path} is not a text file in UTF-8: write one scan path per line"
         raise KitsattnError(msg) from error
     except OSError as error:
         raise unreadable(path, error) from error

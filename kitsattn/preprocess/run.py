@@ -282,7 +282,7 @@ def _find_oversized(headers: Sequence[CaseHeader], spacing_mm: tuple[float, floa
     if finest < _LEAST_SPACING_MM:
         msg = (
             f"an in-plane spacing of {finest:g} mm is none of a CT scan: "
-            f"give one in mm with --spacing, {_LEAST_SPACING_MM:g} at least, or mend the files if their headers say so"
+            f"give one in mm with --spacing, {_LEAST_SPACING_MM:g} at least, or fix the files if their headers say so"
         )
         raise KitsattnError(msg)
     texts = {}
@@ -297,7 +297,7 @@ def _find_oversized(headers: Sequence[CaseHeader], spacing_mm: tuple[float, floa
     if 2 * len(texts) > len(headers):
         msg = f"{next(iter(texts.values()))}: give a larger --spacing, in mm"
         raise KitsattnError(msg)
-    return [Finding(case_id, "error", f"{text}: mend the header") for case_id, text in texts.items()]
+    return [Finding(case_id, "error", f"{text}: fix the header") for case_id, text in texts.items()]
 
 
 def _find_strays(finished: Collection[str], dataset: Dataset) -> list[Finding]:

@@ -252,7 +252,9 @@ def read_record(folder: Path, case_id: str) -> CaseRecord:
     """
     file = case_folder(folder, case_id) / RECORD_FILE
     if not file.is_file():
-        msg = f"{folder} holds no finished case {case_id}: run `kitsattn preprocess` again, it goes on where it stopped"
+        msg = (
+            f"{folder} holds no finished case {case_id}: run `kitsattn preprocess` again; it continues where it stopped"
+        )
         raise KitsattnError(msg)
     return from_json(CaseRecord, read_json(file), str(file))
 

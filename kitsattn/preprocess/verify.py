@@ -1,4 +1,4 @@
-"""Whether raw cases are fit to be learned from: what is wrong, what is odd, and how to mend it."""
+"""Whether raw cases are fit to be learned from: what is wrong, what is odd, and how to fix it."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,7 +34,7 @@ class Finding:
     Attributes:
         case_id: The case; None for the data set.
         severity: How bad it is.
-        text: One sentence that names the file and, where there is one, the mend.
+        text: One sentence that names the file and, where there is one, the fix.
     """
 
     case_id: str | None

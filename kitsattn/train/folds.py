@@ -62,10 +62,10 @@ def read_or_make_splits(folder: Path, case_ids: Sequence[str]) -> list[Split]:
     try:
         splits = [Split(tuple(fold["train"]), tuple(fold["val"])) for fold in content]
     except (KeyError, TypeError) as error:
-        msg = f'{path} must be a list of {{"train": [ids], "val": [ids]}}: mend it, or delete it to make it anew'
+        msg = f'{path} must be a list of {{"train": [ids], "val": [ids]}}: fix it, or delete it to make a new one'
         raise KitsattnError(msg) from error
     if not splits:
-        msg = f"{path} holds no fold: mend it, or delete it to make it anew"
+        msg = f"{path} holds no fold: fix it, or delete it to make a new one"
         raise KitsattnError(msg)
     named = {case for split in splits for case in (*split.train, *split.held_out)}
     left_out = [case for case in case_ids if case not in named]
@@ -84,6 +84,6 @@ def read_or_make_splits(folder: Path, case_ids: Sequence[str]) -> list[Split]:
                 if unknown
                 else "has an empty side"
             )
-            msg = f"fold {number} of {path} {problem}: mend the file, or delete it to make it anew"
+            msg = f"fold {number} of {path} {problem}: fix the file, or delete it to make a new one"
             raise KitsattnError(msg)
     return splits

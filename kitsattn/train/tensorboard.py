@@ -56,7 +56,7 @@ class EventWriter:
                 _add(self._writer, record)
                 self._writer.flush()
         except (KitsattnError, OSError) as error:
-            _log.warning("fold %d goes on without TensorBoard events: %s", job.fold, error)
+            _log.warning("fold %d continues without TensorBoard events: %s", job.fold, error)
             self._close()
 
     def _begin(self, job: FoldJob, record: EpochRecord) -> None:

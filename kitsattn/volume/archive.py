@@ -106,7 +106,7 @@ def _open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
     except OSError as error:
         raise unreadable(path, error) from error
     except READ_ERRORS as error:
-        msg = f"{path} is no zip archive, or a truncated or damaged one: copy or download it again"
+        msg = f"{path} is not a zip archive, or is truncated or damaged: copy or download it again"
         raise KitsattnError(msg) from error
     with archive:
         yield archive

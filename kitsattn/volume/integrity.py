@@ -64,7 +64,7 @@ def check_header(path: Path) -> None:
         return
     header = start[: end.end()] if end else start
     if b"\0" in header:
-        raise _damaged(path, "its header is no text")
+        raise _damaged(path, "its header is not text")
     axes = re.search(rb"^\s*NDims\s*=([^\n]*)", header, re.MULTILINE)
     if axes is not None and not re.fullmatch(rb"\s*0*([1-9]|10)\s*", axes[1]):
         told = axes[1].decode("ascii", "replace").strip()[:_LONGEST_TOLD]

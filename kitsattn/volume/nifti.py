@@ -342,9 +342,9 @@ def _choose_affine(header: nib.Nifti1Header) -> tuple[NDArray[np.float64], list[
         qform = header.get_qform(coded=True)[0]
     except ValueError as error:  # a quaternion longer than 1
         if sform is None:
-            msg = f"its qform is no rotation: {error}"
+            msg = f"its qform is not a rotation: {error}"
             raise HeaderDataError(msg) from error
-        return sform, ["The qform is no rotation; the sform was used."]
+        return sform, ["The qform is not a rotation; the sform was used."]
     if sform is None and qform is None:
         note = "The file states no orientation (sform and qform codes are 0); it was read as Left, Anterior, Superior."
         return header.get_base_affine(), [note]

@@ -60,11 +60,11 @@ def canonical_grid(
         raise bad_spacing(path, spacing)
     longest = float((spacing * shape).max())
     if longest > _LONGEST_MM:
-        msg = f"{path} has an axis of {longest / 1000:g} m, longer than any scanner: mend the spacing in its header"
+        msg = f"{path} has an axis of {longest / 1000:g} m, longer than any scanner: fix the spacing in its header"
         raise KitsattnError(msg)
     if np.abs(affine[:3, 3]).max() > _FARTHEST_MM:
         place = ", ".join(f"{value:g}" for value in affine[:3, 3])
-        msg = f"{path} has its origin at ({place}) mm, farther than 1 km: mend its header"
+        msg = f"{path} has its origin at ({place}) mm, farther than 1 km: fix its header"
         raise KitsattnError(msg)
     cosines = affine[:3, :3] / spacing
     shear = np.abs(cosines.T @ cosines - np.eye(3)).max()
@@ -127,5 +127,5 @@ def bad_spacing(path: Path, spacing: NDArray[Any] | Triple) -> KitsattnError:
     """Return the error for a file whose spacing is zero or not finite."""
     values = " x ".join(f"{float(value):g}" for value in spacing)
     return KitsattnError(
-        f"{path} has a spacing of {values} mm, but every axis needs a finite one above 0: mend its header"
+        f"{path} has a spacing of {values} mm, but every axis needs a finite one above 0: fix its header"
     )

@@ -156,9 +156,9 @@ def _cut_short(path: Path) -> None:
     ("make", "message"),
     [
         (Path.exists, "does not exist: name a checkpoint, or train one"),
-        (lambda path: path.write_bytes(b""), "is no kitsattn checkpoint"),
-        (lambda path: path.write_bytes(b"not a checkpoint at all"), "is no kitsattn checkpoint"),
-        (lambda path: path.write_bytes(struct.pack("<Q", 5) + b"[1,2]"), "is no kitsattn checkpoint"),
+        (lambda path: path.write_bytes(b""), "is not a kitsattn checkpoint"),
+        (lambda path: path.write_bytes(b"not a checkpoint at all"), "is not a kitsattn checkpoint"),
+        (lambda path: path.write_bytes(struct.pack("<Q", 5) + b"[1,2]"), "is not a kitsattn checkpoint"),
         (lambda path: path.mkdir(), "cannot be read"),
         (_other_format, "has the format 'nnunet/2', this version reads 'kitsattn/1'"),
         (_plain_safetensors, "names no format"),

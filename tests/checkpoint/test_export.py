@@ -260,14 +260,14 @@ def _nothing() -> None:
         ("best.safetensors", "a.pt2", lambda: Path("a.pt2").write_text("precious"), "add --overwrite to replace it"),
         ("best.safetensors", "a.onnx", lambda: Path("a.onnx").write_text("precious"), "add --overwrite to replace it"),
         ("none.safetensors", "a.pt2", _nothing, "none.safetensors does not exist: name a checkpoint"),
-        ("x.bin", "a.pt2", lambda: Path("x.bin").write_text("x"), "x.bin is no kitsattn checkpoint"),
+        ("x.bin", "a.pt2", lambda: Path("x.bin").write_text("x"), "x.bin is not a kitsattn checkpoint"),
         ("best.safetensors", "file/a.pt2", lambda: Path("file").write_text("x"), "file/a.pt2 cannot be written"),
     ],
 )
 def test_what_cannot_be_exported_is_refused(
     checkpoint: Path, source: str, target: str, prepare: Callable[[], object], message: str
 ) -> None:
-    """One line says what is wrong and how to mend it; no file is new, and none is changed."""
+    """One line says what is wrong and how to fix it; no file is new, and none is changed."""
     prepare()
     before = {path: path.read_bytes() for path in Path().iterdir()}
     result = _command("models", "export", source, target)

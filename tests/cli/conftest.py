@@ -97,19 +97,19 @@ def files_in(folder: Path) -> dict[Path, bytes]:
 
 @pytest.fixture
 def refused(command: Command, tmp_path: Path) -> Refused:
-    """Run a command that must be refused: one line that names the cause and the mend, and nothing lost.
+    """Run a command that must be refused: one line that names the cause and the fix, and nothing lost.
 
     Returns the files that are new, logs left out.
     """
 
-    def run(*arguments: str | Path, names: str | Path, mend: str) -> list[Path]:
+    def run(*arguments: str | Path, names: str | Path, fix: str) -> list[Path]:
         before = files_in(tmp_path)
         result = command("-q", *arguments)
         assert (result.exit_code, result.stdout) == (1, "")
         (line,) = result.stderr.splitlines()
         assert line.startswith("error: ")
         assert str(names) in line
-        assert mend in line
+        assert fix in line
         after = files_in(tmp_path)
         assert {path: after.get(path) for path in before} == before
         new = sorted(after.keys() - before.keys())

@@ -1,4 +1,4 @@
-"""Mistakes that a user can mend: each is one line that names the cause and the mend, and nothing is lost."""
+"""Mistakes that a user can fix: each is one line that names the cause and the fix, and nothing is lost."""
 
 import gzip
 import json
@@ -90,7 +90,7 @@ class Bad:
     """A way to write a bad file, and what the error says."""
 
     write: Callable[[Path, np.ndarray, np.ndarray], None]
-    mend: str
+    fix: str
 
 
 BAD_FILES = {
@@ -172,14 +172,14 @@ def test_a_bad_scan_is_not_predicted(refused: Refused, checkpoint: Path, painted
     bad.write(Path("bad.nii.gz"), *painted)
     Path("earlier.nii.gz").write_bytes(b"precious")
     for words in (["new.nii.gz"], ["earlier.nii.gz", "--overwrite"]):
-        assert refused("predict", "bad.nii.gz", *words, "--model", checkpoint, names="bad.nii.gz", mend=bad.mend) == []
+        assert refused("predict", "bad.nii.gz", *words, "--model", checkpoint, names="bad.nii.gz", fix=bad.fix) == []
 
 
 def _reason_to_leave_out(command: Command, raw: Path, workers: str = "1") -> str:
     """Prepare a good and a bad case; return why the bad one was left out, once the good one is there."""
     result = command("-q", "preprocess", raw, "--workers", workers, "--json")
     assert result.exit_code == 1
-    assert result.stderr.startswith("error: 1 of 2 cases cannot be used: mend them as the findings say")
+    assert result.stderr.startswith("error: 1 of 2 cases cannot be used: fix them as the findings say")
     told = json.loads(result.stdout)
     assert (told["cases"], told["kept"]) == (["case_00000"], 1)
     (wrong,) = [finding for finding in told["findings"] if finding["severity"] == "error"]
@@ -190,22 +190,22 @@ def _reason_to_leave_out(command: Command, raw: Path, workers: str = "1") -> str
 
 @pytest.mark.parametrize("bad", BAD_SCANS.values(), ids=BAD_SCANS.keys())
 def test_a_bad_scan_is_left_out(command: Command, prepared_case: Path, bad: Bad) -> None:
-    """The case is named with its mend, and the other case is kept as it was prepared before."""
+    """The case is named with its fix, and the other case is kept as it was prepared before."""
     scan = prepared_case / "case_00001" / "imaging.nii.gz"
     bad.write(scan, *_voxels(scan))
     reason = _reason_to_leave_out(command, prepared_case)
     assert str(scan) in reason
-    assert bad.mend in reason
+    assert bad.fix in reason
 
 
 @pytest.mark.parametrize("bad", BAD_LABELS.values(), ids=BAD_LABELS.keys())
 def test_a_bad_label_map_is_left_out(command: Command, prepared_case: Path, bad: Bad) -> None:
-    """The label map is named with its mend, and the other case is kept as it was prepared before."""
+    """The label map is named with its fix, and the other case is kept as it was prepared before."""
     path = prepared_case / "case_00001" / "segmentation.nii.gz"
     bad.write(path, *_voxels(path))
     reason = _reason_to_leave_out(command, prepared_case)
     assert str(path) in reason
-    assert bad.mend in reason
+    assert bad.fix in reason
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_a_bad_label_map_is_left_out(command: Command, prepared_case: Path, bad:
 )
 def test_options_that_contradict_each_other(refused: Refused, prepared_case: Path, words: list[str]) -> None:
     """None is ignored silently."""
-    assert refused("preprocess", prepared_case, *words, names=words[0], mend="leave one of them out") == []
+    assert refused("preprocess", prepared_case, *words, names=words[0], fix="leave one of them out") == []
 
 
 def test_prepared_data_are_not_prepared_again(refused: Refused, prepared_case: Path) -> None:
@@ -226,7 +226,7 @@ def test_prepared_data_are_not_prepared_again(refused: Refused, prepared_case: P
     folder = Path("kitsattn-workspace/preprocessed/raw")
     assert prepared_case.is_dir()
     refused(
-        "preprocess", folder, names=folder, mend="is prepared already: train on it with `kitsattn train --dataset raw`"
+        "preprocess", folder, names=folder, fix="is prepared already: train on it with `kitsattn train --dataset raw`"
     )
 
 
@@ -235,7 +235,7 @@ def test_an_absent_cluster_is_named(refused: Refused, prepared_case: Path, monke
     pytest.importorskip("distributed", reason="needs the extra cluster")
     monkeypatch.setattr("kitsattn.jobs._ANSWER_SECONDS", 1)
     words = ["preprocess", prepared_case, "--scheduler", "tcp://127.0.0.1:1"]
-    refused(*words, names="tcp://127.0.0.1:1", mend="start one with `dask scheduler`, or mend the address")
+    refused(*words, names="tcp://127.0.0.1:1", fix="start one with `dask scheduler`, or fix the address")
 
 
 def test_a_bad_case_in_a_worker_is_told_too(command: Command, prepared_case: Path) -> None:
@@ -250,9 +250,9 @@ def test_a_bad_label_map_is_not_scored(refused: Refused, home: Path, name: str) 
     """`evaluate dice` names the label map, whether it is the prediction or the reference."""
     path = home / "raw" / "painted" / "case_00000" / "segmentation.nii.gz"
     BAD_LABELS[name].write(Path("bad.nii.gz"), *_voxels(path))
-    mend = "predict from the scan that the reference was drawn on" if "another" in name else BAD_LABELS[name].mend
+    fix = "predict from the scan that the reference was drawn on" if "another" in name else BAD_LABELS[name].fix
     for pair in (["bad.nii.gz", path], [path, "bad.nii.gz"]):
-        assert refused("evaluate", "dice", *pair, "--workers", "1", names="bad.nii.gz", mend=mend) == []
+        assert refused("evaluate", "dice", *pair, "--workers", "1", names="bad.nii.gz", fix=fix) == []
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
@@ -264,7 +264,7 @@ def test_unknown_labels_are_refused_in_a_reference_and_told_in_a_prediction(
     bad = tmp_path / "bad.nii.gz"  # absolute: processes that an earlier test has started lie in another folder
     _unknown_labels(bad, *_voxels(path))
     words = ["evaluate", "dice", "--workers", workers]
-    refused(*words, path, bad, names=bad, mend=BAD_LABELS["unknown labels"].mend[:30])
+    refused(*words, path, bad, names=bad, fix=BAD_LABELS["unknown labels"].fix[:30])
     result = command("-q", *words, bad, path, "--json")
     told = "holds the labels [7], which count as background: scored are 1 kidney, 2 tumour"
     assert result.stderr == f"warning: {bad} {told}\n"
@@ -277,7 +277,7 @@ def test_a_cyst_in_a_reference_names_the_protocol_to_add(refused: Refused, proto
     name = "cyst.nii.gz"
     _nifti(Path(name), np.full((2, 2, 2), 3, np.uint8), np.eye(4))
     words = ["evaluate", "dice", name, name, "--protocol", protocol, "--workers", "1"]
-    assert refused(*words, names=name, mend="add --protocol kits23") == []
+    assert refused(*words, names=name, fix="add --protocol kits23") == []
 
 
 def test_what_is_no_series_of_ct_is_refused(refused: Refused, checkpoint: Path, scan: Path) -> None:
@@ -287,46 +287,46 @@ def test_what_is_no_series_of_ct_is_refused(refused: Refused, checkpoint: Path, 
     (folder / "slice.dcm").write_bytes(bytes(128) + b"DICM" + bytes(100))
     Path("empty").mkdir()
     Path("notes.zip").write_text("no archive")
-    mends = {
+    fixes = {
         folder: "copy or export the series again",
         folder / "slice.dcm": "copy or export the series again",
         Path("empty"): "name a folder or .zip archive with a CT series",
         Path("notes.zip"): "copy or download it again",
     }
-    for path, mend in mends.items():
-        assert refused("predict", path, "out.nii.gz", "--model", checkpoint, names=path, mend=mend) == []
+    for path, fix in fixes.items():
+        assert refused("predict", path, "out.nii.gz", "--model", checkpoint, names=path, fix=fix) == []
     words = ["predict", scan, "out.nii.gz", "--model", checkpoint, "--series", "3"]
-    assert refused(*words, names=scan, mend="leave --series out") == []
+    assert refused(*words, names=scan, fix="leave --series out") == []
     words = ["evaluate", "dice", folder / "slice.dcm", folder / "slice.dcm", "--workers", "1"]
-    assert refused(*words, names=folder / "slice.dcm", mend="name one file in NIfTI, NRRD or MHA") == []
+    assert refused(*words, names=folder / "slice.dcm", fix="name one file in NIfTI, NRRD or MHA") == []
 
 
 def test_a_missing_file_is_named(refused: Refused, checkpoint: Path, scan: Path) -> None:
     """A scan, a model, a reference or a plan that is not there."""
     gone = "gone.nii.gz"
-    refused("predict", gone, "out.nii.gz", "--model", checkpoint, names=gone, mend="does not exist")
+    refused("predict", gone, "out.nii.gz", "--model", checkpoint, names=gone, fix="does not exist")
     model = "gone.safetensors"
-    mend = "does not exist: name a checkpoint, or train one with `kitsattn train --fold 0`"
-    refused("predict", scan, "out.nii.gz", "--model", model, names=model, mend=mend)
-    refused("models", "describe", model, names=model, mend=mend)
-    refused("models", "export", model, "out.pt2", names=model, mend=mend)
-    refused("evaluate", "dice", gone, scan, names=gone, mend="give a label map, or a folder of label maps")
+    fix = "does not exist: name a checkpoint, or train one with `kitsattn train --fold 0`"
+    refused("predict", scan, "out.nii.gz", "--model", model, names=model, fix=fix)
+    refused("models", "describe", model, names=model, fix=fix)
+    refused("models", "export", model, "out.pt2", names=model, fix=fix)
+    refused("evaluate", "dice", gone, scan, names=gone, fix="give a label map, or a folder of label maps")
 
 
 def test_an_unknown_model_suggests_the_nearest(refused: Refused, scan: Path, home: Path) -> None:
     """Wherever a checkpoint or a shipped model is named."""
     near = "there is no model and no file named 'stater' (did you mean 'starter'?)"
-    mend = "or a model that comes with kitsattn (starter)"
+    fix = "or a model that comes with kitsattn (starter)"
     for words in (
         ["predict", scan, "out.nii.gz", "--model", "starter", "--model", "stater"],
         ["models", "export", "stater", "out.pt2"],
         ["train", "--init", "stater", "--workspace", home, "--run-name", "none"],
     ):
-        assert refused(*words, names=near, mend=mend) == []
+        assert refused(*words, names=near, fix=fix) == []
     near = "there is no model named 'stater' (did you mean 'starter'?)"
-    assert refused("models", "describe", "stater", names=near, mend="choose one of attention-deeplab-") == []
+    assert refused("models", "describe", "stater", names=near, fix="choose one of attention-deeplab-") == []
     near = "there is no model named 'attention-deeplab-r19' (did you mean 'attention-deeplab-r1"
-    assert refused("models", "describe", "attention-deeplab-r19", names=near, mend=", starter, or name a file") == []
+    assert refused("models", "describe", "attention-deeplab-r19", names=near, fix=", starter, or name a file") == []
 
 
 def test_a_damaged_shipped_model_is_one_clear_line(refused: Refused, scan: Path, shipped_folder: Path) -> None:
@@ -340,22 +340,22 @@ def test_a_damaged_shipped_model_is_one_clear_line(refused: Refused, scan: Path,
         ["models", "describe", "starter"],
         ["models", "export", "starter", "out.pt2"],
     ):
-        assert refused(*words, names=path, mend=repair) == []
+        assert refused(*words, names=path, fix=repair) == []
 
 
 def test_a_table_does_not_take_the_place_of_a_label_map(refused: Refused, scan: Path) -> None:
     """Who forgets REF names it as the table."""
     Path("labels.nii.gz").write_bytes(scan.read_bytes())
     words = ["evaluate", "all", "labels.nii.gz", "labels.nii.gz", "--csv", "labels.nii.gz"]
-    refused(*words, names="labels.nii.gz", mend="name it .csv")
+    refused(*words, names="labels.nii.gz", fix="name it .csv")
     assert Path("labels.nii.gz").read_bytes() == scan.read_bytes()
 
 
 def test_an_empty_folder_holds_no_data(refused: Refused) -> None:
     """It is told what was looked for."""
     Path("empty").mkdir()
-    refused("preprocess", "empty", names="empty", mend="holds no data set: expected case_00000/imaging.nii.gz")
-    refused("evaluate", "dice", "empty", "empty", names="empty", mend="holds no label maps: they are expected as")
+    refused("preprocess", "empty", names="empty", fix="holds no data set: expected case_00000/imaging.nii.gz")
+    refused("evaluate", "dice", "empty", "empty", names="empty", fix="holds no label maps: they are expected as")
 
 
 def test_cases_without_label_maps_cannot_be_prepared(refused: Refused, scan: Path) -> None:
@@ -363,15 +363,15 @@ def test_cases_without_label_maps_cannot_be_prepared(refused: Refused, scan: Pat
     case = Path("raw") / "case_00000"
     case.mkdir(parents=True)
     shutil.move(scan, case / "imaging.nii.gz")
-    refused("preprocess", "raw", names="raw", mend="none of 1 cases has a label map, and training needs them")
+    refused("preprocess", "raw", names="raw", fix="none of 1 cases has a label map, and training needs them")
 
 
 def test_an_empty_workspace_says_which_command_comes_first(refused: Refused) -> None:
     """Each command but `predict` names the one that makes what it needs; nothing is created by asking."""
     place = Path("kitsattn-workspace")
-    assert refused("preprocess", names=place / "raw", mend="or make phantoms with `kitsattn demo --data-only`") == []
-    assert refused("train", names=place / "preprocessed", mend="make one with `kitsattn preprocess`") == []
-    assert refused("evaluate", "dice", names=place / "runs", mend="make one with `kitsattn train --fold 0`") == []
+    assert refused("preprocess", names=place / "raw", fix="or make phantoms with `kitsattn demo --data-only`") == []
+    assert refused("train", names=place / "preprocessed", fix="make one with `kitsattn preprocess`") == []
+    assert refused("evaluate", "dice", names=place / "runs", fix="make one with `kitsattn train --fold 0`") == []
 
 
 def test_an_unfinished_data_set_is_not_trained_on(refused: Refused, home: Path) -> None:
@@ -379,7 +379,7 @@ def test_an_unfinished_data_set_is_not_trained_on(refused: Refused, home: Path) 
     folder = Path("kitsattn-workspace") / "preprocessed" / "painted"
     shutil.copytree(home / "preprocessed" / "painted", folder)
     (folder / "dataset.json").unlink()
-    refused("train", names=folder.parent, mend="holds no finished data set: make one with `kitsattn preprocess`")
+    refused("train", names=folder.parent, fix="holds no finished data set: make one with `kitsattn preprocess`")
 
 
 def _save_tensors(path: Path, metadata: dict[str, str] | None) -> None:
@@ -393,15 +393,15 @@ def test_a_file_of_another_format_is_no_checkpoint(refused: Refused, scan: Path)
     folder.mkdir()
     _save_tensors(plain, None)
     _save_tensors(later, {"format": "kitsattn/2", "kitsattn": "{}"})
-    mends = {
-        text: "is no kitsattn checkpoint: name a .safetensors file that `kitsattn train` wrote",
+    fixes = {
+        text: "is not a kitsattn checkpoint: name a .safetensors file that `kitsattn train` wrote",
         folder: "cannot be read (Is a directory): name a .safetensors file",
         plain: "names no format, this version reads 'kitsattn/1': name a checkpoint that `kitsattn train` wrote",
         later: "has the format 'kitsattn/2', this version reads 'kitsattn/1'",
     }
-    for path, mend in mends.items():
-        assert refused("predict", scan, "out.nii.gz", "--model", path, names=path, mend=mend) == []
-        assert refused("models", "describe", path, names=path, mend=mend) == []
+    for path, fix in fixes.items():
+        assert refused("predict", scan, "out.nii.gz", "--model", path, names=path, fix=fix) == []
+        assert refused("models", "describe", path, names=path, fix=fix) == []
 
 
 @pytest.mark.parametrize("part", ["header", "config", "plan", "provenance"])
@@ -416,21 +416,21 @@ def test_a_checkpoint_with_unknown_keys_is_not_used(refused: Refused, checkpoint
     packed = json.dumps(start).encode()
     path = Path("strange.safetensors")
     path.write_bytes(len(packed).to_bytes(8, "little") + packed + content[8 + length :])
-    mend = "unknown key 'magic'; known keys are"
-    assert refused("predict", scan, "out.nii.gz", "--model", path, names=path, mend=mend) == []
+    fix = "unknown key 'magic'; known keys are"
+    assert refused("predict", scan, "out.nii.gz", "--model", path, names=path, fix=fix) == []
 
 
 def test_a_truncated_checkpoint_is_not_used(refused: Refused, checkpoint: Path, scan: Path) -> None:
     """Where bytes are missing, in tensors or header, the file is to be copied again or another one named."""
     content = checkpoint.read_bytes()
-    for length, mend in (
+    for length, fix in (
         (len(content) - 100, "is cut short (100 bytes are missing): copy it again"),
         (50, "is no kit"),
     ):
         path = Path(f"{length}.safetensors")
         path.write_bytes(content[:length])
-        assert refused("predict", scan, "out.nii.gz", "--model", path, names=path, mend=mend) == []
-        assert refused("models", "describe", path, names=path, mend=mend) == []
+        assert refused("predict", scan, "out.nii.gz", "--model", path, names=path, fix=fix) == []
+        assert refused("models", "describe", path, names=path, fix=fix) == []
 
 
 def test_a_checkpoint_of_an_unknown_network_is_not_used(
@@ -438,7 +438,7 @@ def test_a_checkpoint_of_an_unknown_network_is_not_used(
 ) -> None:
     """The known ones are listed."""
     path = changed_checkpoint(Path("other.safetensors"), lambda header: replace(header, model="other"))
-    refused("predict", scan, "out.nii.gz", "--model", path, names="'other'", mend="choose one of attention-deeplab-r50")
+    refused("predict", scan, "out.nii.gz", "--model", path, names="'other'", fix="choose one of attention-deeplab-r50")
 
 
 def test_models_of_different_plans_are_not_averaged(
@@ -449,30 +449,30 @@ def test_models_of_different_plans_are_not_averaged(
         Path("other.safetensors"), lambda header: replace(header, plan={**header.plan, "mean_hu": 1.0})
     )
     words = ["--model", checkpoint, "--model", other]
-    refused("predict", scan, "out.nii.gz", *words, names=other, mend="name models of one run")
+    refused("predict", scan, "out.nii.gz", *words, names=other, fix="name models of one run")
 
 
 def test_an_output_that_cannot_be_written_is_refused_before_any_work(refused: Refused, scan: Path) -> None:
     """An unknown suffix, a file where a folder should be, or the scan itself: no model is read."""
     Path("file").touch()
-    for output, mend in (
+    for output, fix in (
         ("out.png", "choose .nii, .nii.gz, .nrrd, .mha"),
-        ("file/out.nii.gz", "is no folder that you may write to; name another output"),
-        ("file/deeper/out.nii.gz", "is no folder that you may write to; name another output"),
+        ("file/out.nii.gz", "is not a folder that you may write to; name another output"),
+        ("file/deeper/out.nii.gz", "is not a folder that you may write to; name another output"),
         (scan, "is the input itself, which would be lost: name another output"),
     ):
-        assert refused("predict", scan, output, "--overwrite", "--model", "none", names=output, mend=mend) == []
+        assert refused("predict", scan, output, "--overwrite", "--model", "none", names=output, fix=fix) == []
 
 
 def test_a_workspace_that_cannot_be_written_is_named(refused: Refused, kits_folder: Path) -> None:
     """A file where the workspace should be."""
     Path("file").touch()
     words = ["preprocess", kits_folder, "--workspace", "file", "--workers", "1"]
-    refused(*words, names="file/preprocessed/painted", mend="choose another --workspace, or mend this one")
+    refused(*words, names="file/preprocessed/painted", fix="choose another --workspace, or fix this one")
 
 
 @pytest.mark.parametrize(
-    ("words", "names", "mend"),
+    ("words", "names", "fix"),
     [
         (["--model", "resnet"], "'resnet'", "choose one of attention-deeplab-r50"),
         (["--recipe", "stew"], "'stew'", "choose one of paper, modern, starter, demo, or name a TOML file"),
@@ -487,19 +487,19 @@ def test_a_workspace_that_cannot_be_written_is_named(refused: Refused, kits_fold
         (["--model-settings", "bad.toml"], "bad.toml", "unknown key 'magic'; known keys are slices"),
         (["--model-settings", "classes.toml"], "classes.toml", "the data set has 3 labels: leave classes out"),
         (["--model-settings", "gone.toml"], "gone.toml", "does not exist"),
-        (["--encoder-weights", "bad.toml"], "bad.toml", "is no safetensors file"),
+        (["--encoder-weights", "bad.toml"], "bad.toml", "is not a safetensors file"),
         (["--precision", "fp16", "--device", "cpu"], "fp16", "use auto, bf16 or fp32 on a CPU"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_a_training_that_cannot_be_is_refused(
-    refused: Refused, home: Path, settings: Settings, *, words: list[str], names: str, mend: str
+    refused: Refused, home: Path, settings: Settings, *, words: list[str], names: str, fix: str
 ) -> None:
     """Unknown names come with the known ones; nothing is created."""
     Path("bad.toml").write_text("magic = 1", encoding="utf-8")
     Path("classes.toml").write_text("classes = 4", encoding="utf-8")
     shutil.copytree(home / "preprocessed", Path("kitsattn-workspace") / "preprocessed")
-    assert refused("train", *settings(), *words, names=names, mend=mend) == []
+    assert refused("train", *settings(), *words, names=names, fix=fix) == []
 
 
 def test_a_device_that_is_not_there_is_refused(
@@ -508,10 +508,10 @@ def test_a_device_that_is_not_there_is_refused(
     """No silent fall-back to the CPU."""
     device = "mps" if torch.cuda.is_available() else "cuda"
     words = ["--device", device]
-    mend = "use one of auto,"
-    refused("predict", scan, "out.nii.gz", "--model", checkpoint, *words, names=f"no {device} device", mend=mend)
+    fix = "use one of auto,"
+    refused("predict", scan, "out.nii.gz", "--model", checkpoint, *words, names=f"no {device} device", fix=fix)
     shutil.copytree(home / "preprocessed", Path("kitsattn-workspace") / "preprocessed")
-    assert refused("train", *settings(), *words, names=f"no {device} device", mend=mend) == []
+    assert refused("train", *settings(), *words, names=f"no {device} device", fix=fix) == []
 
 
 def test_another_training_under_the_same_name_is_not_overwritten(
@@ -520,17 +520,17 @@ def test_another_training_under_the_same_name_is_not_overwritten(
     """A run goes on only as it began."""
     shutil.copytree(home / "preprocessed", Path("kitsattn-workspace") / "preprocessed")
     assert command("train", *settings()).exit_code == 0
-    assert refused("train", *settings(), "--seed", "1", names="last.safetensors", mend="add --restart to begin") == []
+    assert refused("train", *settings(), "--seed", "1", names="last.safetensors", fix="add --restart to begin") == []
 
 
 def test_too_few_cases_make_no_folds(refused: Refused, prepared_case: Path) -> None:
     """One case cannot be held out and learnt from."""
     assert prepared_case.is_dir()
-    refused("train", names="1 cases", mend="prepare 5 or more, or write splits_final.json yourself")
+    refused("train", names="1 cases", fix="prepare 5 or more, or write splits_final.json yourself")
 
 
 @pytest.mark.parametrize(
-    ("words", "names", "mend"),
+    ("words", "names", "fix"),
     [
         (["--spacing", "0"], "0.0", "must be a finite number of mm above 0"),
         (["--spacing", "nan"], "nan", "must be a finite number of mm above 0"),
@@ -540,11 +540,11 @@ def test_too_few_cases_make_no_folds(refused: Refused, prepared_case: Path) -> N
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_a_plan_that_cannot_be_is_refused(
-    refused: Refused, prepared_case: Path, words: list[str], names: str, mend: str
+    refused: Refused, prepared_case: Path, words: list[str], names: str, fix: str
 ) -> None:
     """The prepared data set stays as it was."""
     write_json(Path("bad.json"), {"magic": 1})
-    assert refused("preprocess", prepared_case, "--workers", "1", *words, names=names, mend=mend) == []
+    assert refused("preprocess", prepared_case, "--workers", "1", *words, names=names, fix=fix) == []
 
 
 @pytest.mark.parametrize(

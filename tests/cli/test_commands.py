@@ -491,12 +491,12 @@ def test_an_offset_of_1024_is_mended_and_reported(
     _write(Path("offset.nii.gz"), in_hu + np.int16(1024), affine)
     plain = command("-q", "predict", "hu.nii.gz", "plain.nii.gz", *options)
     assert (plain.exit_code, plain.stderr) == (0, "")
-    mended = command("-q", "predict", "offset.nii.gz", "mended.nii.gz", *options)
-    assert mended.exit_code == 0
+    fixed = command("-q", "predict", "offset.nii.gz", "fixed.nii.gz", *options)
+    assert fixed.exit_code == 0
     note = "The values had an offset of 1024; it was subtracted to get HU."
-    assert mended.stderr == f"warning: offset.nii.gz: {note}\n"
-    assert json.loads(mended.stdout)["notes"] == [note]
-    expected, found = (np.asarray(_load(Path(name)).dataobj) for name in ("plain.nii.gz", "mended.nii.gz"))
+    assert fixed.stderr == f"warning: offset.nii.gz: {note}\n"
+    assert json.loads(fixed.stdout)["notes"] == [note]
+    expected, found = (np.asarray(_load(Path(name)).dataobj) for name in ("plain.nii.gz", "fixed.nii.gz"))
     np.testing.assert_array_equal(found, expected)
 
 

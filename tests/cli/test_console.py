@@ -263,7 +263,7 @@ def test_what_the_system_refuses_is_one_line(
 def test_a_defect_of_the_program_is_not_dressed_up(
     command: Command, kits_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What no user can mend keeps its traceback."""
+    """What no user can fix keeps its traceback."""
 
     def fail(folder: Path, *, layout: str | None) -> None:
         msg = f"never thought of {folder}"

@@ -73,7 +73,7 @@ def test_a_demanded_kernel_that_cannot_run_is_shown(command: Command, monkeypatc
 
 
 def test_kernels_that_are_wrong_are_an_error(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error says what to do until they are mended."""
+    """The error says what to do until they are fixed."""
     monkeypatch.setattr(measure, "require_kernels", lambda _: None)
     results = [("attention inference", 1e-4, 1e-3), ("aspp gradients", float("nan"), 1e-3)]
     monkeypatch.setattr(measure, "self_test", lambda _: results)

@@ -99,7 +99,7 @@ def test_a_login_page_is_no_scan(command: Command, mirror: "FileServer") -> None
 
 
 @pytest.mark.parametrize(
-    ("arguments", "names", "mend"),
+    ("arguments", "names", "fix"),
     [
         (["--cases", "0-9;12"], "'0-9;12'", "write for example 0-9,15,200-209"),
         (["--cases", "0-300"], "no case 300", "KiTS19 has cases 0 to 299"),
@@ -108,9 +108,9 @@ def test_a_login_page_is_no_scan(command: Command, mirror: "FileServer") -> None
     ],
     ids=["list", "range", "images", "labels"],
 )
-def test_mistakes_are_one_line(refused: Refused, arguments: list[str], names: str, mend: str) -> None:
+def test_mistakes_are_one_line(refused: Refused, arguments: list[str], names: str, fix: str) -> None:
     """Nothing is written before all of the command is understood."""
-    assert refused("download", "kits19", "d", *arguments, names=names, mend=mend) == []
+    assert refused("download", "kits19", "d", *arguments, names=names, fix=fix) == []
 
 
 def test_a_killed_download_is_continued(command: Command, mirror: "FileServer") -> None:

@@ -136,7 +136,7 @@ def test_labels_without_lesions_are_not_searched_for_them(command: Command, refu
     write_pairs("predictions", a=([1, 2], [1, 2]))
     write_json(Path("references") / "kitsattn-dataset.json", {"labels": {"background": 0, "kidney": 1, "liver": 2}})
     words = ["evaluate", "detection", "predictions", "references", "--workers", "1"]
-    refused(*words, names="kidney, liver", mend="a class is if its name says tumour, mass, cyst or lesion")
+    refused(*words, names="kidney, liver", fix="a class is if its name says tumour, mass, cyst or lesion")
 
 
 def test_one_bad_case_costs_no_other(command: Command) -> None:
@@ -231,7 +231,7 @@ def test_sides_with_other_labels_are_not_compared(
         run.with_name("other") / "fold_0" / "best.safetensors", lambda header: replace(header, labels=KITS23_LABELS)
     )
     words = ["evaluate", "dice", "--compare", run.name, "other", "--workspace", "ws", "--workers", "1"]
-    refused(*words, names=f"{run.name} and other have different labels", mend="name the --protocol")
+    refused(*words, names=f"{run.name} and other have different labels", fix="name the --protocol")
 
 
 def test_a_run_is_compared_by_its_name(command: Command, home: Path) -> None:
@@ -247,9 +247,9 @@ def test_what_cannot_be_compared_is_refused(refused: Refused) -> None:
     """A name that is no run, and options that are for one set of predictions."""
     write_pairs("first", a=([1, 2], [1, 2]))
     words = ["evaluate", "dice", "--compare", "first", "second", "--workers", "1"]
-    refused(*words, names="first is no run", mend="or folders of predictions with a REF behind them")
-    refused(*words, "references", "--csv", "scores.csv", names="--compare A B", mend="leave the rest out")
-    refused(*words, "references", names="second does not exist", mend="give a label map, or a folder of label maps")
+    refused(*words, names="first is not a run in", fix="or folders of predictions with a REF behind them")
+    refused(*words, "references", "--csv", "scores.csv", names="--compare A B", fix="leave the rest out")
+    refused(*words, "references", names="second does not exist", fix="give a label map, or a folder of label maps")
 
 
 def test_the_worst_cases_stand_first_in_tables(command: Command) -> None:
@@ -424,7 +424,7 @@ def test_outputs_are_named_as_what_they_are(refused: Refused, option: str, suffi
     """A label map in the place of an output is not lost."""
     write_pairs("predictions", a=([1, 2], [1, 2]))
     bad = "predictions/a.nii.gz"
-    refused("evaluate", "all", "predictions", "references", option, bad, names=bad, mend=f"name it {suffix}")
+    refused("evaluate", "all", "predictions", "references", option, bad, names=bad, fix=f"name it {suffix}")
 
 
 def test_submissions_are_ranked(command: Command, refused: Refused) -> None:
@@ -437,7 +437,7 @@ def test_submissions_are_ranked(command: Command, refused: Refused) -> None:
 
     assert [(place["rank"], place["submission"]) for place in ranking] == [(1, "better"), (2, "worse")]
     assert "Ranking (KiTS19)" in command("evaluate", "rank", "worse", "better").stdout
-    refused("evaluate", "rank", "better", "references", names="references", mend="--csv references/evaluation.csv")
+    refused("evaluate", "rank", "better", "references", names="references", fix="--csv references/evaluation.csv")
 
 
 def test_a_submission_is_checked_and_zipped(command: Command) -> None:

@@ -147,7 +147,8 @@ def test_a_training_may_be_given_its_minutes(command: Command, home: Path, setti
         assert result.exit_code == 0, result.stderr
         if batch == 1:
             assert (
-                result.stdout == "fold 0 was stopped in epoch 1: its time has passed: saved, the same command goes on\n"
+                result.stdout
+                == "fold 0 was stopped in epoch 1: its time has passed: saved; run the same command to continue\n"
             )
         else:
             assert json.loads(result.stdout) == {"run": str(place / "runs" / "short"), "finished": False}

@@ -85,7 +85,7 @@ def test_one_bad_file_is_told_and_the_others_are_done(
     assert [line.split(":")[0] for line in result.stdout.splitlines()] == [f"out/s{number}.mha" for number in range(3)]
     assert "bad.nii.gz is not a NIfTI file" in result.stderr
     last = result.stderr.splitlines()[-1]
-    assert last == "error: 1 of 4 cases could not be predicted: mend or remove them, and run the command again"
+    assert last == "error: 1 of 4 cases could not be predicted: fix or remove them, and run the command again"
     for folder, suffix in (("out", ".mha"), ("measured", ".json"), ("pictures", ".png"), ("soft", ".nii.gz")):
         assert sorted(path.name for path in (tmp_path / folder).iterdir()) == [f"s{n}{suffix}" for n in range(3)]
     with Image.open(tmp_path / "pictures" / "s0.png") as picture:
@@ -119,8 +119,8 @@ def test_no_output_replaces_the_scan_of_another_case(
     (tmp_path / "soft").mkdir()
     (tmp_path / "soft" / "s0.nii.gz").hardlink_to(scans / "s1.nii.gz")
     words = ["scans", "out", "--overwrite", *options]
-    assert refused("predict", *words, "--probabilities", "soft", names="s0.nii.gz", mend="is one of the scans") == []
-    assert refused("predict", *words, "--probabilities", "scans", names="s0.nii.gz", mend="is the input itself") == []
+    assert refused("predict", *words, "--probabilities", "soft", names="s0.nii.gz", fix="is one of the scans") == []
+    assert refused("predict", *words, "--probabilities", "scans", names="s0.nii.gz", fix="is the input itself") == []
 
 
 def test_processes_share_the_scans(scans: Path, home: Path, options: list[str], tmp_path: Path) -> None:
@@ -250,7 +250,7 @@ def test_values_that_are_assumed_to_be_hu_are_recorded(
     image = nib.load(scan)
     assert isinstance(image, nib.Nifti1Image)
     nib.save(nib.Nifti1Image(np.asarray(image.dataobj) + np.int16(1000), image.affine), scan)
-    refused("predict", scan, "out.nii.gz", *options, names=scan, mend="add --assume-hu")
+    refused("predict", scan, "out.nii.gz", *options, names=scan, fix="add --assume-hu")
 
     result = command("predict", scan, "out.nii.gz", "--assume-hu", "--json", *options)
 
@@ -317,7 +317,7 @@ def test_the_starter_finds_the_kidneys_for_other_models_only(
 
 
 @pytest.mark.parametrize(
-    ("words", "names", "mend"),
+    ("words", "names", "fix"),
     [
         (["scans", "out.nii.gz"], "scans", "name a folder for their label maps"),
         (["scan.nii.gz", "out.nii.gz", "--preview", "a.jpg"], "a.jpg", "name it .png"),
@@ -354,9 +354,9 @@ def test_the_starter_finds_the_kidneys_for_other_models_only(
     ],
 )
 def test_outputs_that_cannot_be_are_refused(
-    refused: Refused, scans: Path, *, options: list[str], words: list[str], names: str, mend: str
+    refused: Refused, scans: Path, *, options: list[str], words: list[str], names: str, fix: str
 ) -> None:
     """Before anything is predicted."""
     (scans.parent / "empty").mkdir()
     shutil.copy(scans / "s0.nii.gz", scans.parent / "scan.nii.gz")
-    assert refused("predict", *words, *options, names=names, mend=mend) == []
+    assert refused("predict", *words, *options, names=names, fix=fix) == []

@@ -285,8 +285,8 @@ def test_what_no_other_try_changes_is_said_at_once(
         (b"\n <html>proxy</html>", "application/octet-stream", "is a web page"),
         (b"Please log in", "text/html", "is a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "text/plain", "Git LFS pointer"),
-        (b"PK\x03\x04 zip", "application/gzip", r"is no gzip file; it begins with b'PK"),
-        (b"", "application/gzip", "is no gzip file; it begins with b''"),
+        (b"PK\x03\x04 zip", "application/gzip", r"is not a gzip file; it begins with b'PK"),
+        (b"", "application/gzip", "is not a gzip file; it begins with b''"),
     ],
     ids=["page", "unnamed page", "text", "pointer", "zip", "nothing"],
 )

@@ -74,7 +74,7 @@ def test_a_folder_without_data_says_what_was_looked_for(touch: Touch) -> None:
 def test_missing_folder_is_refused(tmp_path: Path) -> None:
     """A path that is no folder says so, also with a layout."""
     for layout in (None, "pairs"):
-        with pytest.raises(KitsattnError, match="nothing is no folder"):
+        with pytest.raises(KitsattnError, match="nothing is not a folder"):
             find_dataset(tmp_path / "nothing", layout=layout)
 
 

@@ -126,7 +126,7 @@ def test_table_that_is_no_text_is_refused(tmp_path: Path) -> None:
 
 
 def test_table_that_may_not_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is told in one line what to mend."""
+    """It is told in one line what to fix."""
     write_table(tmp_path, KITS23_HEADER)
 
     def refuse(path: Path, **_: str) -> None:

@@ -79,8 +79,8 @@ def test_scans_are_found_in_every_layout(tmp_path: Path, name: str) -> None:
 
     checked = check_submission(prediction.parent, tmp_path / "images", KITS23)
 
-    mend = "write it on the grid of its scan, in the same order of axes, as `kitsattn predict` does"
-    assert checked.problems == (f"{prediction} has the shape (4, 1, 1), {scan} has (3, 1, 1): {mend}",)
+    fix = "write it on the grid of its scan, in the same order of axes, as `kitsattn predict` does"
+    assert checked.problems == (f"{prediction} has the shape (4, 1, 1), {scan} has (3, 1, 1): {fix}",)
 
 
 def test_kits19_takes_its_test_cases_alone(folder: Path) -> None:
@@ -258,7 +258,7 @@ def write_two_volumes(path: Path) -> None:
 def test_what_is_wrong_with_a_file_is_a_problem(
     folder: Path, images: Path, spoil: Callable[[Path], object], message: str
 ) -> None:
-    """One line names the file and how to mend it; the other files are checked all the same."""
+    """One line names the file and how to fix it; the other files are checked all the same."""
     path = folder / "case_00300.nii.gz"
     spoil(path)
     write_row(folder / "prediction_00210.nii.gz", 0, 0, 0)
@@ -367,7 +367,7 @@ def test_wrong_folder_is_refused(tmp_path: Path, predictions: str, scans: str, m
 
 
 def test_folder_that_may_not_be_read_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is told in one line what to mend."""
+    """It is told in one line what to fix."""
 
     def refuse(path: Path) -> None:
         raise PermissionError(13, "Permission denied", str(path))
@@ -445,7 +445,7 @@ def test_submission_with_problems_is_not_archived(tmp_path: Path, folder: Path) 
     (folder / "case_00300.nii.gz").write_text("labels")
     (folder / "prediction_00210.nii.gz").write_text("labels")
 
-    with pytest.raises(KitsattnError, match=r"mend first: .*prediction_00210.* is not a NIfTI file .* \(and 1 more\)"):
+    with pytest.raises(KitsattnError, match=r"fix first: .*prediction_00210.* is not a NIfTI file .* \(and 1 more\)"):
         zip_submission(tmp_path / "predictions.zip", check_submission(folder, None, KITS23))
 
     assert not list(tmp_path.glob("*.zip"))
@@ -453,7 +453,7 @@ def test_submission_with_problems_is_not_archived(tmp_path: Path, folder: Path) 
 
 def test_archive_is_named_zip(tmp_path: Path, folder: Path) -> None:
     """A slip of the path cannot replace a prediction."""
-    with pytest.raises(KitsattnError, match=r"is no name of a zip archive: name it predictions\.zip"):
+    with pytest.raises(KitsattnError, match=r"is not the name of a zip archive: use a name such as predictions\.zip"):
         zip_submission(folder / "case_00300.nii.gz", check_submission(folder, None, KITS23))
 
 

@@ -137,9 +137,9 @@ def test_numbers_are_aligned_to_the_right(tmp_path: Path) -> None:
 def test_a_share_that_is_none_is_refused() -> None:
     """NaN has no bar, and neither have numbers in mm; a mean of ones may lie a little above 1 all the same."""
     for value in (math.nan, math.inf, 12.31, -0.1):
-        with pytest.raises(ValueError, match=r"'Scores': \S+ is no share in \[0, 1\]; write .* as text"):
+        with pytest.raises(ValueError, match=r"'Scores': \S+ is not a fraction from 0 to 1; write .* as text"):
             Table("Scores", ("Case", "Dice"), (("a", value),))
-        with pytest.raises(ValueError, match="is no share"):
+        with pytest.raises(ValueError, match="is not a fraction"):
             Table("Scores", ("Case", "Dice"), (("a", 0.5),), summaries=(("Mean", 0.5), ("Median", value)))
 
     Table("Scores", ("Case", "Dice"), (("a", 1.0000000000000002), ("b", -1e-17)))

@@ -122,13 +122,13 @@ def test_a_list_names_scans_relative_to_itself(tmp_path: Path) -> None:
     ("content", "told"),
     [
         (b"gone.nii.gz\nb.nii.gz\n", "names what is not there: .*gone.nii.gz"),
-        (b"\xff\xfe\x00", "is no text in UTF-8"),
+        (b"\xff\xfe\x00", "is not a text file in UTF-8"),
         (b"# nothing\n", "holds no scan"),
         (b"b.nii.gz\nsub/b.nrrd\n", "several scans called b"),
     ],
 )
 def test_a_list_that_cannot_be_used_is_refused(tmp_path: Path, content: bytes, told: str) -> None:
-    """Each with how to mend it."""
+    """Each with how to fix it."""
     _touch(tmp_path, "b.nii.gz", "sub/b.nrrd")
     (tmp_path / "scans.txt").write_bytes(content)
     with pytest.raises(KitsattnError, match=told):

@@ -190,12 +190,12 @@ def test_offset_of_1024_is_mended_and_noted(abdomen: Abdomen, padding: int | Non
         stored[:, :4] = padding
         expected[:, :4] = -1024
 
-    mended = check_hu(changed(abdomen, stored))
+    fixed = check_hu(changed(abdomen, stored))
 
-    assert mended.notes == ("The values had an offset of 1024; it was subtracted to get HU.",)
-    assert mended.array.dtype == np.int16
-    assert np.array_equal(mended.array, np.maximum(expected, -1024))
-    assert check_hu(mended) is mended
+    assert fixed.notes == ("The values had an offset of 1024; it was subtracted to get HU.",)
+    assert fixed.array.dtype == np.int16
+    assert np.array_equal(fixed.array, np.maximum(expected, -1024))
+    assert check_hu(fixed) is fixed
 
 
 def test_offset_that_is_not_certain_is_refused(abdomen: Abdomen) -> None:
@@ -257,11 +257,11 @@ def test_clip_and_normalise_by_hand() -> None:
 
 @pytest.mark.parametrize("rows", [slice(None), slice(25, 70)])
 def test_real_scan_passes_and_its_offset_is_mended(test_data: Path, rows: slice) -> None:
-    """A real CT is in HU, whole or cropped; with 1024 added the whole one is mended exactly."""
+    """A real CT is in HU, whole or cropped; with 1024 added the whole one is fixed exactly."""
     scan = read_scan(test_data / "totalsegmentator-example-ct.nii.gz")
     array = scan.array[:, rows]
     part = Volume(array, replace(scan.geometry, shape=array.shape))
 
     assert check_hu(part) is part
-    mended = check_hu(part.with_array(part.array + np.int16(1024)))
-    assert np.array_equal(mended.array, np.maximum(part.array, -1024))
+    fixed = check_hu(part.with_array(part.array + np.int16(1024)))
+    assert np.array_equal(fixed.array, np.maximum(part.array, -1024))

@@ -262,7 +262,7 @@ def test_prepared_data_set_is_reported_with_a_preview_of_every_case(kits_folder:
 
 
 def test_damaged_case_is_named_rather_than_drawn(kits_folder: Path, tmp_path: Path) -> None:
-    """A prepared case that cannot be read stops the report with the file and its mend."""
+    """A prepared case that cannot be read stops the report with the file and its fix."""
     result = preprocess_dataset(find_dataset(kits_folder), tmp_path / "out", workers=1)
     (tmp_path / "out" / "cases" / "case_00004" / "image.b2nd").write_bytes(b"broken")
 

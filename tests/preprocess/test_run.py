@@ -463,7 +463,7 @@ def test_one_strange_header_costs_one_case(tmp_path: Path, raw: Path, write_case
     assert result.dataset.cases == ("case_00000", "case_00001")
     for found in (errors(result.findings), errors(verified)):
         assert list(found) == ["case_00002", "case_00003"]
-        assert "longer than any scanner: mend the spacing" in found["case_00002"]
+        assert "longer than any scanner: fix the spacing" in found["case_00002"]
         assert "its header announces 490000000 bytes of voxels" in found["case_00003"]
 
 

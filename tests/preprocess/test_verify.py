@@ -87,7 +87,7 @@ def test_unknown_labels_are_refused(case: CaseFiles) -> None:
 
 
 def test_what_was_odd_about_reading_is_found(case: CaseFiles) -> None:
-    """A mended offset of 1024 is a warning that names the scan."""
+    """A fixed offset of 1024 is a warning that names the scan."""
     scan = read_scan(case.image)
     write_nifti(case.image, scan.with_array(scan.array + np.int16(1024)))
 

@@ -222,7 +222,7 @@ def test_a_folder_that_may_not_be_written_is_refused_before_any_work(killing: Mo
     told, files = _predict(scan.parent, commands, within)
     for name, line, code in zip(("out.nii.gz", *OUTPUTS.values()), told[::2], told[1::2], strict=True):
         assert line.startswith(f"error: locked/{name} cannot be written: ")
-        assert line.endswith("locked is no folder that you may write to; name another output")
+        assert line.endswith("locked is not a folder that you may write to; name another output")
         assert code == "exit code 1"
     assert files == ["scan0.nii.gz"]
 

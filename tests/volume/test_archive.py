@@ -98,7 +98,7 @@ def test_damaged_archive_is_refused(tmp_path: Path, stored: bytes) -> None:
     path.write_bytes(stored)
 
     with (
-        pytest.raises(KitsattnError, match=r"scan.zip is no zip archive, or a truncated or damaged one"),
+        pytest.raises(KitsattnError, match=r"scan.zip is not a zip archive, or is truncated or damaged"),
         members(path),
     ):
         pass

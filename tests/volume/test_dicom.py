@@ -602,7 +602,7 @@ def test_slice_that_does_not_fit_is_refused(tmp_path: Path, changes: dict[str, A
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, "an orientation that is no rotation"),
+        ({"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, "an orientation that is not a rotation"),
         ({"PixelSpacing": [0, 0.9]}, "a pixel spacing of 0 x 0.9 mm"),
     ],
 )

@@ -102,10 +102,10 @@ def test_a_header_that_runs_into_the_voxels_is_refused(tmp_path: Path, suffix: s
     content = make_scan(path, packed=False)
     path.write_bytes(re.sub(rb"(sizes: 24|DimSize = 24)[^\0]*(\n\n|LOCAL\n)", rb"\1", content, count=1))
 
-    with pytest.raises(KitsattnError, match=r"is truncated or damaged \(its header is no text\)"):
+    with pytest.raises(KitsattnError, match=r"is truncated or damaged \(its header is not text\)"):
         check_header(path)
     for read in (read_scan, read_grid):
-        with pytest.raises(KitsattnError, match="its header is no text"):
+        with pytest.raises(KitsattnError, match="its header is not text"):
             read(path)
 
 

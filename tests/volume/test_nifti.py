@@ -512,7 +512,7 @@ def write_header(path: Path, **fields: object) -> None:
     ("fields", "reason"),
     [
         ({"dim": [3, -4, 3, 2, 1, 1, 1, 1]}, r"has the shape \(-4, 3, 2\)"),
-        ({"quatern_b": 1.5, "qform_code": 1, "sform_code": 0}, "its qform is no rotation"),
+        ({"quatern_b": 1.5, "qform_code": 1, "sform_code": 0}, "its qform is not a rotation"),
         ({"vox_offset": np.nan}, "its voxels begin at byte nan"),
         ({"vox_offset": 1e12}, "its voxels begin at byte 1e\\+12"),
     ],
@@ -581,7 +581,7 @@ def test_sform_counts_where_the_qform_is_no_rotation(tmp_path: Path) -> None:
     """A quaternion longer than 1 is reported and left alone."""
     write_header(tmp_path / "scan.nii", quatern_b=1.5, qform_code=1, sform_code=1)
 
-    assert read_scan(tmp_path / "scan.nii").notes == ("The qform is no rotation; the sform was used.",)
+    assert read_scan(tmp_path / "scan.nii").notes == ("The qform is not a rotation; the sform was used.",)
 
 
 def test_grid_is_read_from_the_header_alone(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_slightly_rounded_axes_pass_and_sheared_axes_are_refused() -> None:
 @pytest.mark.parametrize(
     ("place", "value", "told"),
     [
-        ((1, 1), 101.0, r"has an axis of 3\.03 m, longer than any scanner: mend the spacing in its header"),
+        ((1, 1), 101.0, r"has an axis of 3\.03 m, longer than any scanner: fix the spacing in its header"),
         ((1, 1), 1e300, "has a spacing of 1 x inf x 1 mm"),
         ((1, 3), -2e6, r"has its origin at \(0, -2e\+06, 0\) mm, farther than 1 km"),
     ],

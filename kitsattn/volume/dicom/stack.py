@@ -160,7 +160,7 @@ def _axes(item: Slice, path: Path) -> tuple[NDArray[np.float64], NDArray[np.floa
     along_row, along_column = _orientation(item)[:3], _orientation(item)[3:]
     lengths = np.linalg.norm(along_row), np.linalg.norm(along_column)
     if any(abs(length - 1) > _UNIT_TOLERANCE for length in lengths) or abs(along_row @ along_column) > _UNIT_TOLERANCE:
-        msg = f"{item.image.member.name} in {path} states an orientation that is no rotation: export it again"
+        msg = f"{item.image.member.name} in {path} states an orientation that is not a rotation: export it again"
         raise KitsattnError(msg)
     if not np.all(_spacing(item) > 0):
         values = " x ".join(f"{value:g}" for value in _spacing(item))
