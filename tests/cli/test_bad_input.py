@@ -425,7 +425,7 @@ def test_a_truncated_checkpoint_is_not_used(refused: Refused, checkpoint: Path, 
     content = checkpoint.read_bytes()
     for length, fix in (
         (len(content) - 100, "is cut short (100 bytes are missing): copy it again"),
-        (50, "is no kit"),
+        (50, "is not a kit"),
     ):
         path = Path(f"{length}.safetensors")
         path.write_bytes(content[:length])
