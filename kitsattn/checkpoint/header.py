@@ -10,11 +10,14 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from kitsattn.config import from_json, to_json
 from kitsattn.errors import KitsattnError
 from kitsattn.words import plural
+
+TTA = Literal["none", "sides", "flips"]
+"""Test-time augmentation: none, the mean with the left-right mirror image, or the mean of all four mirror images."""
 
 FORMAT = "kitsattn/1"
 MODEL_PREFIX = "model/"
@@ -133,6 +136,7 @@ class Header:
         plan: The preprocessing plan, as JSON values; checked by `preprocess.plan.Plan`.
         labels: Class name to value, background included.
         provenance: Where the weights come from.
+        tta: Test-time augmentation that the network was validated with, and predicts with if none is asked for.
         training: State of the training that is not tensors, as JSON text; None in files that cannot be resumed.
     """
 
@@ -141,6 +145,7 @@ class Header:
     plan: Mapping[str, Any]
     labels: Mapping[str, int]
     provenance: Provenance
+    tta: TTA = "none"
     training: str | None = None
 
 

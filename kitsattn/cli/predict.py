@@ -61,6 +61,7 @@ class Augmentation(StrEnum):
     """Choices of --tta."""
 
     none = "none"
+    sides = "sides"
     flips = "flips"
 
 
@@ -111,11 +112,13 @@ def predict(
         ),
     ] = None,
     tta: Annotated[
-        Augmentation,
+        Augmentation | None,
         typer.Option(
-            help="Test-time augmentation: flips averages the predictions of four mirror images; slower and smoother."
+            help="Test-time augmentation: sides averages the prediction with that of the left-right mirror image, "
+            "flips averages four mirror images; slower and smoother. (default: what the model asks for)",
+            show_default=False,
         ),
-    ] = Augmentation.none,
+    ] = None,
     fast: Annotated[
         bool, typer.Option("--fast", help="Look at slices 10 mm apart first, then only around what was found.")
     ] = False,
@@ -256,7 +259,7 @@ def predict(
         say("\n".join(f"quality: {quality}" for quality in made.qualities))
         inference = Inference(
             batch_size=None if batch_size == AUTO else int(batch_size),
-            flips=tta is Augmentation.flips,
+            tta=None if tta is None else tta.value,
             overlap=overlap,
             fast=fast,
         )

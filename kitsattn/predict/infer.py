@@ -1,7 +1,7 @@
 """Networks at work: an ensemble of checkpoints that turns prepared slices into mean probabilities."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from kitsattn.batches.slabs import slab_indices, slice_step, window_overlap
 from kitsattn.blocks.folding import fold_batch_norm
 from kitsattn.blocks.packing import pack_convolutions
 from kitsattn.checkpoint.file import Checkpoint, load_checkpoint, load_model
-from kitsattn.checkpoint.header import Header
+from kitsattn.checkpoint.header import TTA, Header
 from kitsattn.config import from_json
 from kitsattn.errors import KitsattnError
 from kitsattn.kernels.precision import Precision, mixed_precision, to_device
@@ -29,7 +29,11 @@ _TRIED_SIZE = (64, 64)
 _MOST_ERROR, _MOST_ERROR_BF16 = 1e-3, 0.1
 """Of logits, by their spread: folding rounds in the seventh digit, bf16 in the third, and a wrong pair errs by 1."""
 
-_MIRRORED: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))
+_MIRRORED: Mapping[TTA, tuple[tuple[int, ...], ...]] = {
+    "none": ((),),
+    "sides": ((), (-1,)),
+    "flips": ((), (-1,), (-2,), (-2, -1)),
+}
 """The axes that test-time augmentation flips; training mirrors the same ones."""
 
 
@@ -39,13 +43,13 @@ class Inference:
 
     Attributes:
         batch_size: Slabs in one forward pass; None takes what suits the device, and less where its memory is short.
-        flips: Whether the probabilities are averaged over the four mirror images in-plane (test-time augmentation).
+        tta: Mirror images in-plane over which the probabilities are averaged; None takes each network's own.
         overlap: Share of a window that lies in its neighbour too, where a slice needs several; in [0, 1).
         fast: Whether slices far from any kidney are left out; `predict.scan` says how they are found.
     """
 
     batch_size: int | None = None
-    flips: bool = False
+    tta: TTA | None = None
     overlap: float = 0.5
     fast: bool = False
 
@@ -65,11 +69,12 @@ class Inference:
 
 @dataclass(frozen=True)
 class Member:
-    """One network of an ensemble: the network, the slices it looks at, and how far apart they lie."""
+    """One network of an ensemble: the network, the slices it looks at, how far apart they lie, and its own `tta`."""
 
     model: nn.Module
     slices: int
     slab_step_mm: float | None
+    tta: TTA = "none"
 
 
 @dataclass(frozen=True)
@@ -121,7 +126,7 @@ def load_ensemble(paths: Sequence[Path], device: torch.device, precision: Precis
             raise KitsattnError(msg)
         config = model_entry(header.model).read_config(header.config, f"{path}: model settings")
         model = _load_for_prediction(checkpoint, str(path), config.slices, device, precision)
-        members.append(Member(to_device(model, device), config.slices, config.slab_step_mm))
+        members.append(Member(to_device(model, device), config.slices, config.slab_step_mm, header.tta))
     plan = from_json(Plan, first.plan, f"{paths[0]}: plan")
     headers = tuple(checkpoint.header for checkpoint in checkpoints)
     return Ensemble(tuple(paths), headers, tuple(members), plan, device, precision)
@@ -165,7 +170,7 @@ def predict_block(
     *,
     slice_spacing_mm: float,
     batch_size: int,
-    flips: bool = False,
+    tta: TTA | None = None,
     overlap: float = 0.5,
 ) -> NDArray[np.float32]:
     """Predict centre slices of a block.
@@ -177,7 +182,7 @@ def predict_block(
         centres: Which of them to predict.
         slice_spacing_mm: Distance of the slices.
         batch_size: Slabs in one forward pass.
-        flips: See `Inference`.
+        tta: See `Inference`.
         overlap: See `Inference`.
 
     Returns:
@@ -189,7 +194,6 @@ def predict_block(
     total = torch.zeros((len(centres), ensemble.classes, height, width), device=ensemble.device)
     weight_sum = torch.zeros((height, width), device=ensemble.device)
     data = torch.from_numpy(slices).to(ensemble.device)
-    mirrored = _MIRRORED if flips else _MIRRORED[:1]
     for window in cover((height, width), size, overlap):
         rows, own_rows = window_overlap(window.top, size[0], height)
         columns, own_columns = window_overlap(window.left, size[1], width)
@@ -197,13 +201,15 @@ def predict_block(
         missing = (own_columns.start, size[1] - own_columns.stop, own_rows.start, size[0] - own_rows.stop)
         cut = pad(data[:, rows, columns], missing, value=ensemble.plan.air)
         for member in ensemble.members:
+            mirrored = _MIRRORED[tta or member.tta]
+            share = inside / len(mirrored)
             for batch, slabs in _batches(member, cut, centres, slice_spacing_mm, batch_size):
                 for axes in mirrored:
                     with mixed_precision(ensemble.device, ensemble.precision):
                         logits = member.model(_flip(slabs, axes).contiguous(memory_format=torch.channels_last))
                     own = _flip(logits, axes)[..., own_rows, own_columns]
-                    total[batch, :, rows, columns] += torch.softmax(own.float(), dim=1) * inside
-        weight_sum[rows, columns] += inside * (len(ensemble.members) * len(mirrored))
+                    total[batch, :, rows, columns] += torch.softmax(own.float(), dim=1) * share
+        weight_sum[rows, columns] += inside * len(ensemble.members)
     return total.div_(weight_sum).transpose(0, 1).cpu().numpy()
 
 

@@ -97,7 +97,7 @@ class _Task:
                     centres,
                     slice_spacing_mm=spacing_mm,
                     batch_size=self.batch_size,
-                    flips=self.inference.flips,
+                    tta=self.inference.tta,
                     overlap=self.inference.overlap,
                 )
             except torch.OutOfMemoryError as error:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from kitsattn.checkpoint.file import load_checkpoint
-from kitsattn.checkpoint.header import TestScore
+from kitsattn.checkpoint.header import TTA, TestScore
 from kitsattn.evaluate.spread import measure_spread
 from kitsattn.files import sha256
 from kitsattn.jobs import keep_freed_memory
@@ -219,7 +220,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--pictures", type=Path)
     parser.add_argument("--ship", type=Path)
-    parser.add_argument("--flips", action="store_true")
+    parser.add_argument("--tta", choices=get_args(TTA), help="(default: the network's own)")
     parser.add_argument("--threads", type=int)
     options = parser.parse_args()
     keep_freed_memory()
@@ -227,7 +228,7 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     device = torch.device("cpu")
     ensemble = load_ensemble([options.model], device, choose_precision("auto", device))
-    inference = replace(Inference(), flips=options.flips)
+    inference = replace(Inference(), tta=options.tta)
     held_out = find_starter_data(options.data).held_out_slices
     scores = score_volumes(ensemble, options.data, inference, options.pictures)
     for data in ("CURVAS", "KiTS19"):

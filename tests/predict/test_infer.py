@@ -13,7 +13,7 @@ import kitsattn.predict.scan as predict_scan
 from kitsattn.blocks import packing
 from kitsattn.blocks.packing import PackedConv2d
 from kitsattn.checkpoint.file import Checkpoint, save_checkpoint
-from kitsattn.checkpoint.header import Header, Provenance
+from kitsattn.checkpoint.header import TTA, Header, Provenance
 from kitsattn.config import to_json
 from kitsattn.errors import KitsattnError
 from kitsattn.kernels.precision import Precision
@@ -176,10 +176,25 @@ def test_mirror_images_are_averaged() -> None:
         flipped = np.ascontiguousarray(np.flip(slices, axes)) if axes else slices
         return np.flip(predict_block(ensemble, flipped, range(3), **settings), axes)  # type: ignore[arg-type]
 
-    got = predict_block(ensemble, slices, range(3), flips=True, **settings)  # type: ignore[arg-type]
+    got = predict_block(ensemble, slices, range(3), tta="flips", **settings)  # type: ignore[arg-type]
     expected = np.mean([mirrored(), mirrored(-1), mirrored(-2), mirrored(-2, -1)], axis=0)
     np.testing.assert_allclose(got, expected, atol=1e-6)
     assert np.abs(got - mirrored()).max() > 0.01
+
+
+def test_a_network_asks_for_its_mirror_images() -> None:
+    """Each of an ensemble is averaged over its own, unless one choice is made for all; all networks weigh alike."""
+    slices = np.random.default_rng(0).normal(size=(3, 32, 32)).astype(np.float32)
+    settings = {"slice_spacing_mm": 1.0, "batch_size": 2}
+    plain, sided = Member(Leaning(), 1, None), Member(Leaning(), 1, None, tta="sides")
+
+    def predict(*members: Member, tta: TTA | None = None) -> np.ndarray:
+        return predict_block(_ensemble(*members), slices, range(3), tta=tta, **settings)  # type: ignore[arg-type]
+
+    np.testing.assert_array_equal(predict(sided), predict(plain, tta="sides"))
+    np.testing.assert_array_equal(predict(sided, tta="none"), predict(plain))
+    np.testing.assert_allclose(predict(plain, sided), (predict(plain) + predict(sided)) / 2, atol=1e-6)
+    assert np.abs(predict(sided) - predict(plain)).max() > 0.01
 
 
 def test_probabilities_are_kept_where_asked_for() -> None:
