@@ -176,6 +176,11 @@ def _draw(
     overlay_sheet(folder / f"{name}.png", scan, found, reference, title=name, note="", parts=True)
 
 
+def counted(count: int, unit: str) -> str:
+    """Return a count with its unit, which is given in the plural."""
+    return f"{count} {unit.removesuffix('s') if count == 1 else unit}"
+
+
 def ship(model: Path, scores: Sequence[Score], folder: Path) -> None:
     """Write a network with its scores to the folder of shipped weights, and update its card."""
     checkpoint = load_checkpoint(model)
@@ -195,7 +200,9 @@ def ship(model: Path, scores: Sequence[Score], folder: Path) -> None:
     target = folder / "starter.safetensors"
     save_small(target, replace(checkpoint.header, provenance=made), checkpoint.model)
     sources = ["| data | used | licence | citation |", "|---|---|---|---|"]
-    sources += [f"| {one.name} | {one.count} {one.unit} | {one.licence} | {one.citation} |" for one in made.sources]
+    sources += [
+        f"| {one.name} | {counted(one.count, one.unit)} | {one.licence} | {one.citation} |" for one in made.sources
+    ]
     table = ["| data | what | value | 95 % interval | patients |", "|---|---|---|---|---|"]
     for score in scores:
         between = "" if score.low is None else f"{score.low:.3f} to {score.high:.3f}"
