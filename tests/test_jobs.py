@@ -397,8 +397,9 @@ def test_a_cluster_is_not_waited_for_without_end(
         if frozen:
             threading.Timer(2, process.send_signal, [signal.SIGSTOP]).start()
         problem = "does not answer" if frozen else "has no worker"
+        fix = "start it again" if frozen else "start one with `dask worker tcp://"
         with pytest.raises(
-            KitsattnError, match=f"the Dask scheduler at tcp://.* {problem} .*run the same command again"
+            KitsattnError, match=f"the Dask scheduler at tcp://.* {problem} .*{fix}.*run the same command again"
         ):
             try_cases(refuser(), [0], scheduler=address.read_text())
         process.kill()

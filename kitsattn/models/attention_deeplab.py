@@ -17,6 +17,7 @@ from kitsattn.blocks.resnet import BlockKind, ResNetEncoder
 from kitsattn.models.registry import register_model
 
 _MOST_BLOCKS = 1000
+"""A damaged file may ask for more, and building them would take forever."""
 _MOST_CHANNELS = 65_536
 """Products of two such numbers and of a kernel's size still fit into 64 bits."""
 
@@ -88,15 +89,13 @@ class AttentionDeeplabConfig:
             "low_level_channels": (self.low_level_channels,),
             "decoder_channels": (self.decoder_channels,),
         }
-        if max(self.encoder_depths) > _MOST_BLOCKS:  # of a damaged file, say: building it would take forever
-            msg = f"encoder_depths must be at most {_MOST_BLOCKS}, got {self.encoder_depths}"
-            raise ValueError(msg)
         for name, values in counts.items():
             if not values or min(values) < 1:
                 msg = f"{name} must be positive, got {values}"
                 raise ValueError(msg)
-            if max(values) > _MOST_CHANNELS:  # of a damaged file, say
-                msg = f"{name} must be at most {_MOST_CHANNELS}, got {max(values)}"
+            most = _MOST_BLOCKS if name == "encoder_depths" else _MOST_CHANNELS
+            if max(values) > most:
+                msg = f"{name} must be at most {most}, got {values}"
                 raise ValueError(msg)
 
 

@@ -157,7 +157,8 @@ def predict_volume(
     wanted = range(shape[0])
     if locator is not None:
         report = partial(progress, f"{label}: find kidneys")
-        wanted = _locate(_start(locator, scan, Inference(batch_size=inference.batch_size), None, report))
+        coarse = Inference(batch_size=inference.batch_size, tta="none")
+        wanted = _locate(_start(locator, scan, coarse, None, report))
     probabilities = None
     if keep_probabilities:
         probabilities = np.zeros((ensemble.classes, *shape), np.uint16)

@@ -83,12 +83,11 @@ def cut_kidneys(labels: Volume) -> Iterator[KidneyCrop]:
     """Yield the kidneys of a label map, (z, y, x), of KiTS's labels: objects of 40 to 700 ml that are not cut."""
     thin = _resample(labels)
     objects, _ = ndimage.label(thin > 0, np.ones((3, 3, 3)))
-    voxel_size_ml = voxel_ml(SPACING_MM)
     for number, box in enumerate(ndimage.find_objects(objects), 1):
         own = objects[box] == number
         crop = np.where(own, thin[box], 0).astype(np.uint8)
         cut = box[0].start == 0 or box[0].stop == len(thin)
-        if cut or not _LEAST_ML <= own.sum() * voxel_size_ml <= _MOST_ML or not (crop == KIDNEY).any():
+        if cut or not _LEAST_ML <= own.sum() * voxel_ml(SPACING_MM) <= _MOST_ML or not (crop == KIDNEY).any():
             continue
         left = (box[2].start + box[2].stop) / 2 > thin.shape[2] / 2
         padded = np.pad(crop > 0, 1)

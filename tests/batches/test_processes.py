@@ -79,15 +79,18 @@ def test_a_killed_process_is_noticed_and_started_again_once(
 @on_linux
 def test_batches_need_no_shared_memory(prepared: PreparedDataset) -> None:
     """Neither a process that draws nor this one maps a file of /dev/shm, and all are gone once it is closed."""
+
+    def shared(process: psutil.Process) -> set[str]:
+        maps = Path(f"/proc/{process.pid}/maps").read_text(encoding="utf-8").splitlines()
+        return {line for line in maps if "/dev/shm/" in line}  # noqa: S108 - where Linux keeps shared memory
+
+    before = shared(psutil.Process())  # of earlier tests, such as their semaphores
     with closing(load_batches([_batches(prepared)], KEYS, workers=2)) as batches:
         kept = [next(batches) for _ in range(4)]
         drawers = _drawers()
         assert len(drawers) == 2
-        for process in [psutil.Process(), *drawers]:
-            maps = Path(f"/proc/{process.pid}/maps").read_text(encoding="utf-8").splitlines()
-            shared = [line for line in maps if "/dev/shm/" in line]  # noqa: S108 - where Linux keeps shared memory
-            # An earlier test's processes may have left their semaphores in this one.
-            assert [line for line in shared if "/dev/shm/sem." not in line] == []  # noqa: S108
+        assert shared(psutil.Process()) <= before
+        assert not any(map(shared, drawers))
         assert not any(batch.images.is_shared() for batch in kept)
     assert not [process for process in drawers if process.is_running()]
 

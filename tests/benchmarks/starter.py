@@ -39,6 +39,7 @@ from kitsattn.train.starter import save_small
 from kitsattn.volume.formats import read_labels, read_scan
 from kitsattn.volume.geometry import Geometry
 from kitsattn.volume.volume import Volume
+from kitsattn.words import plural
 
 _KIDNEYS = (2, 3, 23, 24)
 """TotalSegmentator's kidneys and their cysts."""
@@ -176,11 +177,6 @@ def _draw(
     overlay_sheet(folder / f"{name}.png", scan, found, reference, title=name, note="", parts=True)
 
 
-def counted(count: int, unit: str) -> str:
-    """Return a count with its unit, which is given in the plural."""
-    return f"{count} {unit.removesuffix('s') if count == 1 else unit}"
-
-
 def ship(model: Path, scores: Sequence[Score], folder: Path) -> None:
     """Write a network with its scores to the folder of shipped weights, and update its card."""
     checkpoint = load_checkpoint(model)
@@ -201,7 +197,8 @@ def ship(model: Path, scores: Sequence[Score], folder: Path) -> None:
     save_small(target, replace(checkpoint.header, provenance=made), checkpoint.model)
     sources = ["| data | used | licence | citation |", "|---|---|---|---|"]
     sources += [
-        f"| {one.name} | {counted(one.count, one.unit)} | {one.licence} | {one.citation} |" for one in made.sources
+        f"| {one.name} | {plural(one.count, one.unit.removesuffix('s'))} | {one.licence} | {one.citation} |"
+        for one in made.sources
     ]
     table = ["| data | what | value | 95 % interval | patients |", "|---|---|---|---|---|"]
     for score in scores:

@@ -280,17 +280,20 @@ def test_ways_to_predict_give_label_maps_that_differ_little(
         "fast": ["--fast"],
         "located": ["--locate"],
         "not located": ["--no-locate"],
+        "without mirror images": ["--tta", "none"],
+        "sides": ["--tta", "sides"],
         "flips": ["--tta", "flips"],
         "apart": ["--overlap", "0"],
     }.items():
         assert command("predict", scan, f"{name}.nii.gz", *words, *options).exit_code == 0
         made[name] = np.asarray(nib.load(tmp_path / f"{name}.nii.gz").dataobj)  # type: ignore[attr-defined]
-    for same in ("fast", "located", "not located"):
+    for same in ("fast", "located", "not located", "without mirror images"):
         np.testing.assert_array_equal(made[same], made["plain"])
     kidney = made["plain"] > 0
-    for other in ("flips", "apart"):
+    for other in ("sides", "flips", "apart"):
         assert 2 * (kidney & (made[other] > 0)).sum() > 0.7 * (kidney.sum() + (made[other] > 0).sum())
-    assert (made["flips"] != made["plain"]).any()
+    assert (made["sides"] != made["plain"]).any()
+    assert (made["flips"] != made["sides"]).any()
 
 
 def test_the_starter_finds_the_kidneys_for_other_models_only(

@@ -108,9 +108,9 @@ def test_logits_have_the_size_of_the_slab(network: Network, size: tuple[int, int
 
 @each
 def test_every_parameter_receives_a_gradient(network: Network, build: Build) -> None:
-    """The parts are trained end to end."""
+    """The parts are trained end to end, at odd sizes too."""
     model = build(network).train()
-    model(slabs(network, height=48, width=64)).square().mean().backward()
+    model(slabs(network, height=47, width=61)).square().mean().backward()
     silent = [name for name, one in model.named_parameters() if one.grad is None or not one.grad.any()]
     # A bias of the keys alone adds the same to all scores of a query, and softmax does not see it.
     assert [name for name in silent if name != "attention.projection.bias"] == []
@@ -123,9 +123,12 @@ def test_folding_changes_no_logits(network: Network, build: Build) -> None:
     folded = copy.deepcopy(model)
     fold_batch_norm(folded)
     left = [name for name, module in folded.named_modules() if isinstance(module, nn.BatchNorm2d)]
-    assert [name for name in left if not name.startswith(("aspp.", "attention.norm"))] == []
+    kept = ("aspp.", "attention.norm") if network[1].attention == "ocnet" else ("aspp.",)  # type: ignore[attr-defined]
+    assert left
+    assert all(name.startswith(kept) for name in left)
     x = slabs(network)
-    assert_close(predict(folded, x), predict(model, x), 1e-4)
+    expected, found = predict(model, x), predict(folded, x)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
 
 @each

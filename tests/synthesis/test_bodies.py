@@ -128,17 +128,22 @@ def test_distractors_leave_labels_alone(opened: Material, textures: Textures, mo
     assert painted > 3
 
 
-def test_medulla_lies_within_kidneys(opened: Material, textures: Textures, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawn at 3000 HU, it is seen in kidneys and nowhere else, and leaves them their cortex."""
+def mark(tissue: Tissue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw a tissue at 3000 HU, and bodies without masses: it is then seen wherever a picture has more than 2500."""
 
     def marked(rng: np.random.Generator) -> Palette:
         palette = draw_palette(rng)
-        palette.mean_hu[Tissue.MEDULLA] = 3000
+        palette.mean_hu[tissue] = 3000
         return palette
 
     monkeypatch.setattr(bodies, "draw_palette", marked)
     monkeypatch.setattr(bodies, "paint_distractors", lambda *_: None)
     monkeypatch.setattr(bodies, "paint_kidney_mass", lambda *_, **__: None)
+
+
+def test_medulla_lies_within_kidneys(opened: Material, textures: Textures, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is seen in kidneys and nowhere else, and leaves them their cortex."""
+    mark(Tissue.MEDULLA, monkeypatch)
     seen = 0
     for seed in range(20):
         hu, labels = draw_body(np.random.default_rng(seed), opened.bodies, opened.kidneys, textures)
@@ -152,16 +157,8 @@ def test_medulla_lies_within_kidneys(opened: Material, textures: Textures, monke
 def test_a_wide_renal_pelvis_is_no_kidney(
     opened: Material, textures: Textures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Drawn at 3000 HU, it has no label, though kidney lies on both sides of it in some draws."""
-
-    def marked(rng: np.random.Generator) -> Palette:
-        palette = draw_palette(rng)
-        palette.mean_hu[Tissue.URETER] = 3000
-        return palette
-
-    monkeypatch.setattr(bodies, "draw_palette", marked)
-    monkeypatch.setattr(bodies, "paint_distractors", lambda *_: None)
-    monkeypatch.setattr(bodies, "paint_kidney_mass", lambda *_, **__: None)
+    """It has no label, though kidney lies on both sides of it in some draws."""
+    mark(Tissue.URETER, monkeypatch)
     within = 0
     for seed in range(40):
         hu, labels = draw_body(np.random.default_rng(seed), opened.bodies, opened.kidneys, textures)

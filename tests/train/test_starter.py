@@ -109,6 +109,7 @@ def test_a_training_leaves_the_file_that_ships(train: Train, workspace: Workspac
     assert header.config["slices"] == 5
     assert header.plan["spacing_mm"] == [1.5, 1.5]
     assert header.training is None
+    assert header.tta == "sides"
     assert (made.dataset, made.recipe, made.synthetic, made.licence) == ("starter", "made", False, "CC BY-NC-SA 4.0")
     assert {source.name: (source.count, source.unit) for source in made.sources} == {
         "KiTS19 label maps": (2, "label maps"),
