@@ -71,7 +71,8 @@ def test_the_kidneys_of_the_sample_are_found(labels: NDArray[np.uint8]) -> None:
 def test_predict_needs_no_workspace_and_no_network(tmp_path: Path) -> None:
     """`kitsattn predict IN OUT` in an empty folder works without a connection, in less than 1.2 GB."""
     script = (
-        "import resource, socket, sys\n"
+        "import socket\n"
+        "from pathlib import Path\n"
         "def refuse(*_): raise OSError('the network was used')\n"
         "socket.socket.connect = refuse\n"
         "socket.getaddrinfo = refuse\n"
@@ -79,7 +80,8 @@ def test_predict_needs_no_workspace_and_no_network(tmp_path: Path) -> None:
         "try:\n"
         "    main()\n"
         "finally:\n"
-        "    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+        "    status = Path('/proc/self/status')\n"
+        "    print(*[line for line in status.read_text().splitlines() if 'VmHWM' in line] if status.exists() else [])\n"
     )
     arguments = ["predict", str(find_sample().scan), "out.nii.gz", "--device", "cpu"]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("KITSATTN_")}
@@ -95,7 +97,9 @@ def test_predict_needs_no_workspace_and_no_network(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr
     assert "starter" in run.stderr
     assert read_labels(tmp_path / "out.nii.gz").array.any()
-    assert int(run.stdout.split()[-1]) * 1024 <= 1.2e9
+    if sys.platform == "linux":
+        # Not getrusage: its peak begins with that of the process that started this one, the whole test suite.
+        assert int(run.stdout.split()[-2]) * 1024 <= 1.2e9
 
 
 def _ellipse(shape: tuple[int, int], height: float, width: float) -> NDArray[np.bool_]:
