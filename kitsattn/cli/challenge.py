@@ -28,7 +28,7 @@ def rank(
 
     Example: kitsattn evaluate rank team-a/ team-b/ team-c/
     """
-    from kitsattn.evaluate.rank import rank_submissions, read_submission, to_json
+    from kitsattn.evaluate.challenge.rank import rank_submissions, read_submission, to_json
 
     ranking = rank_submissions([read_submission(folder) for folder in submissions])
     if json:
@@ -62,7 +62,7 @@ def submission(
 
     Example: kitsattn evaluate submission predictions/ --images kits19/data/
     """
-    from kitsattn.evaluate.submission import check_submission, guess_protocol, zip_submission
+    from kitsattn.evaluate.challenge.submission import check_submission, guess_protocol, zip_submission
 
     check_suffix(out, ".zip")
     chosen = named_protocol(protocol) or guess_protocol(folder)

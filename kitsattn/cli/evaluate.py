@@ -22,14 +22,15 @@ from kitsattn.cli.options import (
 )
 from kitsattn.errors import KitsattnError
 from kitsattn.evaluate.definition import Definition
+from kitsattn.evaluate.metrics import METRICS
 from kitsattn.jobs import available_cores
 from kitsattn.words import readable
 from kitsattn.workspace import Workspace
 
 if TYPE_CHECKING:
     from kitsattn.evaluate.match import MatchedCases
-    from kitsattn.evaluate.metrics import Scoring
     from kitsattn.evaluate.scores import Scores
+    from kitsattn.evaluate.scoring import Scoring
     from kitsattn.labels import ScoringProtocol
 
 app = Application(help="Score predicted label maps against references.", no_args_is_help=True)
@@ -95,40 +96,9 @@ A case that cannot be scored is told and left out; the exit code is then 1.
 
 Example: kitsattn evaluate {command} predictions/ kits19/data/"""
 
-_SURFACES = ("surface_dice", "hd95_mm", "assd_mm")
 _LESIONS = "lesions"
 _COMMANDS = {
-    "dice": (
-        ("dice",),
-        """Dice of the regions of the data set's challenge, and their mean as one composite score.
-
-A region that is empty in both label maps scores 1, in one of them 0.""",
-    ),
-    "surface-dice": (
-        ("surface_dice",),
-        """Fraction of both surfaces of each region within a tolerance of the other, as KiTS21 and KiTS23 define it.
-
-The tolerances are theirs: kidney 1.033 mm, masses 1.133 mm, tumour 1.150 mm; 1 mm for labels of no challenge.
-A region that is empty in both label maps scores 1, in one of them 0.""",
-    ),
-    "hd95": (
-        ("hd95_mm",),
-        """95th percentile of the surface distances of each region in mm, the larger of the two directions.
-
-Surfaces are weighted by their area; --definition takes MedPy's or MONAI's instead.
-Empty in both label maps is 0; in one of them it is left out of the mean.""",
-    ),
-    "assd": (
-        ("assd_mm",),
-        """Average symmetric surface distance of each region in mm.
-
-Surfaces are weighted by their area; --definition takes MedPy's or MONAI's instead.
-Empty in both label maps is 0; in one of them it is left out of the mean.""",
-    ),
-    "volume": (
-        ("volume_difference_ml",),
-        """Volume of each region in ml: predicted minus reference, with bias and limits of agreement (Bland-Altman).""",
-    ),
+    **{metric.command: ((metric.key,), metric.help) for metric in METRICS},
     "detection": (
         (_LESIONS,),
         """Detection of tumours, masses or cysts: precision, recall and F1 over all lesions, and by size.
@@ -136,10 +106,7 @@ Empty in both label maps is 0; in one of them it is left out of the mean.""",
 A lesion is a connected component. It is found if a predicted one overlaps it with an intersection over union of 0.1
 or more, one to one.""",
     ),
-    "all": (
-        ("dice", *_SURFACES, "volume_difference_ml", _LESIONS),
-        "All metrics above.",
-    ),
+    "all": ((*(metric.key for metric in METRICS), _LESIONS), "All metrics above."),
 }
 """Subcommand -> keys of its metrics, and what its help says."""
 
@@ -206,7 +173,8 @@ def _add_command(name: str, keys: tuple[str, ...], text: str) -> None:
             raise typer.Exit(1)
 
     signature = inspect.signature(score)
-    hidden = set() if set(keys) & set(_SURFACES) else {"definition"}
+    surfaces = any(metric.key in keys and metric.distances != "none" for metric in METRICS)
+    hidden = set() if surfaces else {"definition"}
     if keys == (_LESIONS,):
         hidden |= {"png", "compare"}
     shown = [value for value in signature.parameters.values() if value.name not in hidden]
@@ -224,7 +192,7 @@ app.command("submission")(submission)
 
 def _scoring(protocol: "ScoringProtocol", keys: tuple[str, ...], definition: Definition) -> "Scoring":
     """Return what a subcommand scores."""
-    from kitsattn.evaluate.metrics import METRICS, Scoring
+    from kitsattn.evaluate.scoring import Scoring
 
     lesions = _LESIONS in keys
     if keys == (_LESIONS,) and not any(region.lesions for region in protocol.regions):

@@ -6,10 +6,11 @@ from math import isnan
 
 from rich.table import Table
 
+from kitsattn.evaluate.challenge.rank import RankedSubmission
 from kitsattn.evaluate.compare import Comparison, Difference
 from kitsattn.evaluate.describe import describe_sizes, show, show_interval
-from kitsattn.evaluate.metrics import DICE, Metric
-from kitsattn.evaluate.rank import RankedSubmission
+from kitsattn.evaluate.metrics.dice import DICE
+from kitsattn.evaluate.metrics.metric import Metric
 from kitsattn.evaluate.scores import Scores
 
 _MOVED = 10
@@ -23,7 +24,7 @@ _WORDS = ("region", "size", "submission")
 def score_table(scores: Scores, metric: Metric) -> Table:
     """Return a row for each case, the worst first, and what they come to; of many regions a row for each region."""
     composite = f"; composite {scores.composite:.4f}" if metric is DICE else ""
-    title = f"{metric.title} ({scores.scoring.protocol.title}){composite}"
+    title = f"{metric.heading} ({scores.scoring.protocol.title}){composite}"
     spreads = {region: spreads[metric.key] for region, spreads in scores.spread.items()}
     summaries = {
         "mean": [show(spread.mean, metric.digits) for spread in spreads.values()],
@@ -60,7 +61,7 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
     tables = []
     for metric in comparison.scoring.metrics:
         differences = [difference for difference in comparison.differences if difference.metric is metric]
-        title = f"{metric.title}: A is {comparison.names[0]}, B is {comparison.names[1]}"
+        title = f"{metric.heading}: A is {comparison.names[0]}, B is {comparison.names[1]}"
         columns = ("region", "A", "B", "B - A", "95 % interval", "Wilcoxon p", "better", "equal", "worse")
         table = _table(title, *columns)
         for difference in differences:
@@ -70,7 +71,7 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
             ((difference.region.key, change) for difference in differences for change in difference.changes),
             key=lambda item: -abs(item[1].difference),
         )
-        cases = _table(f"Cases that moved most, {metric.title}", "case", "region", "A", "B", "B - A")
+        cases = _table(f"Cases that moved most, {metric.heading}", "case", "region", "A", "B", "B - A")
         for region, change in islice(moved, _MOVED):
             if change.difference:
                 values = (change.first, change.second, change.difference)
@@ -108,7 +109,9 @@ def _cell(values: Mapping[str, float], metric: Metric) -> str:
     """Return a metric; with the parts that it is made from."""
     whole = show(values[metric.key], metric.digits)
     return (
-        f"{whole} ({' - '.join(show(values[part], metric.digits) for part in metric.parts)})" if metric.parts else whole
+        f"{whole} ({' - '.join(show(values[part.key], metric.digits) for part in metric.parts)})"
+        if metric.parts
+        else whole
     )
 
 

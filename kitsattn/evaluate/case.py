@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from kitsattn.errors import KitsattnError
 from kitsattn.evaluate.detection import Detection, match_lesions
-from kitsattn.evaluate.metrics import Scoring, measure_region
+from kitsattn.evaluate.region import RegionPair, region_mask
+from kitsattn.evaluate.scoring import Scoring
 from kitsattn.labels import BACKGROUND, CYST, KITS19, ScoringProtocol, check_labels
 from kitsattn.volume.formats import read_labels
-from kitsattn.volume.geometry import Geometry, Triple, voxel_ml
+from kitsattn.volume.geometry import Geometry, Triple
 from kitsattn.volume.volume import Volume
 from kitsattn.volume.voxels import foreground_box
 from kitsattn.words import name_some
@@ -102,17 +103,22 @@ def score_labels(
         Its scores.
     """
     prediction, reference = _crop(prediction, reference)
-    regions = scoring.protocol.regions
-    ml = voxel_ml(spacing_mm)
-    return CaseScores(
-        case_id,
-        {region.key: measure_region(prediction, reference, region, spacing_mm, scoring) for region in regions},
-        {
-            region.key: match_lesions(prediction, reference, region, ml)
-            for region in regions
-            if scoring.lesions and region.lesions
-        },
-    )
+    regions: dict[str, dict[str, float]] = {}
+    lesions: dict[str, Detection] = {}
+    for region in scoring.protocol.regions:
+        pair = RegionPair(
+            region,
+            region_mask(prediction, region),
+            region_mask(reference, region),
+            spacing_mm,
+            scoring.definition,
+            scoring.limit_mm(region),
+        )
+        computed = [one for metric in scoring.metrics for one in (*metric.parts, metric)]
+        regions[region.key] = {one.key: one.compute(pair) for one in computed}
+        if scoring.lesions and region.lesions:
+            lesions[region.key] = match_lesions(pair)
+    return CaseScores(case_id, regions, lesions)
 
 
 def _crop(

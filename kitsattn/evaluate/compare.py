@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from kitsattn.errors import KitsattnError
-from kitsattn.evaluate.metrics import Metric, Scoring
+from kitsattn.evaluate.metrics.metric import Metric
 from kitsattn.evaluate.scores import Scores, ends, without_nan
+from kitsattn.evaluate.scoring import Scoring
 from kitsattn.evaluate.spread import Spread, measure_spread
 from kitsattn.labels import Region
 

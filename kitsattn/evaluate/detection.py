@@ -8,14 +8,12 @@ for lesions in three dimensions; each is matched once at most, so that the sum o
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import inf, nan, pi
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kitsattn.evaluate.overlap import region_mask
+from kitsattn.evaluate.region import RegionPair
 from kitsattn.evaluate.spread import resample_cases
-from kitsattn.labels import Region
 from kitsattn.volume.components import find_components, find_voxels
 
 LEAST_IOU = 0.1
@@ -99,22 +97,13 @@ class Counts:
         return 2 * self.true / total if total else nan
 
 
-def match_lesions(
-    prediction: NDArray[np.integer[Any]], reference: NDArray[np.integer[Any]], region: Region, voxel_ml: float
-) -> Detection:
-    """Find the lesions of a region in two label maps, and which of them belong together.
-
-    Args:
-        prediction: Label values, (z, y, x).
-        reference: The same, on the same grid.
-        region: Which values are lesions; where they touch they are one.
-        voxel_ml: Volume of a voxel.
-    """
+def match_lesions(pair: RegionPair) -> Detection:
+    """Find the lesions of a region in two label maps, and which of them belong together; touching lesions are one."""
     places, numbers, sizes = [], [], []
-    for labels in (prediction, reference):
-        voxels = find_voxels(region_mask(labels, region).view(np.uint8))
+    for mask in (pair.predicted, pair.reference):
+        voxels = find_voxels(mask.view(np.uint8))
         components = find_components(voxels.places)
-        places.append(np.ravel_multi_index(tuple(voxels.places.T), labels.shape))
+        places.append(np.ravel_multi_index(tuple(voxels.places.T), mask.shape))
         numbers.append(components.numbers)
         sizes.append(components.sizes)
     _, mine, theirs = np.intersect1d(places[0], places[1], assume_unique=True, return_indices=True)
@@ -126,7 +115,7 @@ def match_lesions(
         ratios[0][one] = ratios[1][other] = ratio
     predicted, true = (
         sorted(
-            (Lesion(float(size * voxel_ml), float(ratio)) for size, ratio in zip(*side, strict=True)),
+            (Lesion(float(size * pair.voxel_ml), float(ratio)) for size, ratio in zip(*side, strict=True)),
             key=lambda lesion: -lesion.volume_ml,
         )
         for side in zip(sizes, ratios, strict=True)

@@ -18,8 +18,11 @@ from kitsattn.evaluate.describe import (
     show_interval,
 )
 from kitsattn.evaluate.match import CasePair
-from kitsattn.evaluate.metrics import DICE, SURFACE_DICE, VOLUME, Metric, Scoring
+from kitsattn.evaluate.metrics.dice import DICE
+from kitsattn.evaluate.metrics.metric import Metric
+from kitsattn.evaluate.metrics.volume_difference import PREDICTED, REFERENCE, VOLUME_DIFFERENCE
 from kitsattn.evaluate.scores import Scores
+from kitsattn.evaluate.scoring import Scoring
 from kitsattn.figures.page import Gallery, Page, Picture, Table, write_page
 from kitsattn.files import write_json
 from kitsattn.labels import BACKGROUND, KITS19, KITS23, Region, ScoringProtocol
@@ -37,7 +40,6 @@ if TYPE_CHECKING:
 PICTURES = 6
 """How many of the worst cases a report shows."""
 
-_PARTS = {"predicted_ml": "predicted", "reference_ml": "reference"}
 _AIR_HU = -1000
 
 
@@ -154,16 +156,15 @@ def _find_scan(pair: CasePair, geometry: Geometry) -> tuple[Volume | None, str]:
 
 def _score_table(scores: Scores, metric: Metric) -> Table:
     regions = scores.scoring.protocol.regions
-    keys = [(region, key) for region in regions for key in (*metric.parts, metric.key)]
+    values = [(region, value) for region in regions for value in (*metric.parts, metric)]
     columns = [
-        region_name(region.key) + (f", {_PARTS.get(key, 'difference')}, ml" if metric.parts else "")
-        for region, key in keys
+        region_name(region.key) + (f", {value.title.lower()}, {metric.unit}" if metric.parts else "")
+        for region, value in values
     ]
-    share = metric in (DICE, SURFACE_DICE)
     digits = min(metric.digits, 3)
 
     def cell(value: float) -> str | float:
-        return value if share and not isnan(value) else show(value, metric.digits)
+        return value if metric.share and not isnan(value) else show(value, metric.digits)
 
     summaries: dict[str, Callable[[Spread], str | float]] = {"Mean": lambda spread: cell(spread.mean)}
     if len(scores.cases) > 1:
@@ -172,18 +173,18 @@ def _score_table(scores: Scores, metric: Metric) -> Table:
         summaries["Standard deviation"] = lambda spread: show(spread.deviation, digits)
     composite = f", composite {scores.composite:.3f}" if metric is DICE else ""
     return Table(
-        caption=f"{metric.title} ({plural(len(scores.cases), 'case')}){composite}",
+        caption=f"{metric.heading} ({plural(len(scores.cases), 'case')}){composite}",
         columns=("Case", *columns),
         rows=tuple(
-            (case.case, *(cell(case.regions[region.key][key]) for region, key in keys))
+            (case.case, *(cell(case.regions[region.key][value.key]) for region, value in values))
             for case in scores.worst_first(metric)
         ),
         summaries=tuple(
-            (title, *(of(scores.spread[region.key][key]) if key == metric.key else "" for region, key in keys))
+            (title, *(of(scores.spread[region.key][metric.key]) if value is metric else "" for region, value in values))
             for title, of in summaries.items()
         ),
-        notes=tuple(describe_agreement(scores)) if metric is VOLUME else (),
-        numbers=frozenset() if share else frozenset(columns),
+        notes=tuple(describe_agreement(scores)) if metric is VOLUME_DIFFERENCE else (),
+        numbers=frozenset() if metric.share else frozenset(columns),
         sortable=True,
     )
 
@@ -215,12 +216,14 @@ def _plots(scores: Scores) -> tuple[Picture, ...]:
     from kitsattn.figures.scores import plot_agreement, plot_boxes  # noqa: PLC0415 - matplotlib takes a second
 
     pictures = [
-        Picture(plot_boxes(_panel(scores, metric)), f"{metric.title}, one dot a case.", f"Box plots of {metric.title}.")
+        Picture(
+            plot_boxes(_panel(scores, metric)), f"{metric.heading}, one dot a case.", f"Box plots of {metric.heading}."
+        )
         for metric in scores.scoring.metrics
     ]
     for region, found in scores.agreement.items():
         predicted, reference = (
-            {case.case: case.regions[region][part] for case in scores.cases} for part in VOLUME.parts
+            {case.case: case.regions[region][part.key] for case in scores.cases} for part in (PREDICTED, REFERENCE)
         )
         limits = {"bias_ml": found.bias_ml, "low_ml": found.low_ml, "high_ml": found.high_ml}
         plot = plot_agreement(region_name(region), predicted, reference, **limits)
@@ -233,7 +236,7 @@ def _panel(scores: Scores, metric: Metric) -> "ScorePanel":
     from kitsattn.figures.scores import ScorePanel  # noqa: PLC0415 - see above
 
     values = {region_name(region.key): scores.values(region, metric) for region in scores.scoring.protocol.regions}
-    return ScorePanel(metric.title, values, share=metric in (DICE, SURFACE_DICE))
+    return ScorePanel(metric.heading, values, share=metric.share)
 
 
 def _notes(scores: Scores) -> tuple[str, ...]:
@@ -267,7 +270,7 @@ def _picture(scored: CaseScores, scoring: Scoring, image: Path) -> Picture:
             f"{region_name(region).lower()} {show(found[metric.key], min(metric.digits, 3))}"
             for region, found in scored.regions.items()
         ]
-        sentences.append(f"{metric.title}: {', '.join(values)}.")
+        sentences.append(f"{metric.heading}: {', '.join(values)}.")
     outlined = _enumerate([name for name, value in scoring.protocol.labels.items() if value != BACKGROUND])
     return Picture(
         image=image,

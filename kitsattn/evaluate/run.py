@@ -6,8 +6,8 @@ from functools import partial
 from kitsattn.errors import KitsattnError
 from kitsattn.evaluate.case import CaseScores, score_case
 from kitsattn.evaluate.match import CasePair, MatchedCases
-from kitsattn.evaluate.metrics import Scoring
 from kitsattn.evaluate.scores import Scores
+from kitsattn.evaluate.scoring import Scoring
 from kitsattn.jobs import Progress, silent, try_cases
 
 _log = logging.getLogger(__name__)

@@ -11,7 +11,10 @@ from typing import Any
 from kitsattn.evaluate.agreement import Agreement, find_agreement
 from kitsattn.evaluate.case import CaseScores
 from kitsattn.evaluate.detection import SIZES_MM, Counts, Detection, Lesion, count_lesions, intervals
-from kitsattn.evaluate.metrics import DICE, VOLUME, Metric, Scoring
+from kitsattn.evaluate.metrics.dice import DICE
+from kitsattn.evaluate.metrics.metric import Metric
+from kitsattn.evaluate.metrics.volume_difference import VOLUME_DIFFERENCE
+from kitsattn.evaluate.scoring import Scoring
 from kitsattn.evaluate.spread import Spread, measure_spread
 from kitsattn.labels import Region
 
@@ -60,8 +63,8 @@ class Scores:
     @property
     def agreement(self) -> Mapping[str, Agreement]:
         """Region key to bias and limits of agreement of its volume; empty where volumes were not measured."""
-        regions = self.scoring.protocol.regions if VOLUME in self.scoring.metrics else ()
-        return {region.key: find_agreement(self.spread[region.key][VOLUME.key]) for region in regions}
+        regions = self.scoring.protocol.regions if VOLUME_DIFFERENCE in self.scoring.metrics else ()
+        return {region.key: find_agreement(self.spread[region.key][VOLUME_DIFFERENCE.key]) for region in regions}
 
     @property
     def lesions(self) -> Mapping[str, tuple[Detection, ...]]:

@@ -15,28 +15,19 @@ from kitsattn.labels import KITS23, ScoringProtocol
 AVERAGE = "average"
 """What the last row has in place of a case."""
 _REGIONS = {"kidney_and_masses": "kidney", "masses": "masses", "tumour": "tumor"}
-_METRICS = {
-    "dice": "Dice",
-    "surface_dice": "SD",
-    "hd95_mm": "HD95_mm",
-    "assd_mm": "ASSD_mm",
-    "predicted_ml": "Predicted_ml",
-    "reference_ml": "Reference_ml",
-    "volume_difference_ml": "Difference_ml",
-}
 _LESIONS = {"reference": "Lesions", "found": "Found", "predicted": "Predicted_lesions", "true": "True_lesions"}
-"""What the challenges call regions and metrics, and what else there is."""
+"""What the challenges call regions, and what else is counted."""
 
 
 def column(value: str, region: str, protocol: ScoringProtocol) -> str:
     """Return the heading of a column.
 
     Args:
-        value: Key of a metric, or of a part of one.
+        value: What a metric, or a part of one, calls its column.
         region: Key of the region.
         protocol: Of which the region is.
     """
-    return f"{_METRICS[value]}_{_region(region, protocol)}"
+    return f"{value}_{_region(region, protocol)}"
 
 
 def write_csv(path: Path, scores: Scores) -> None:
@@ -55,9 +46,9 @@ def write_csv(path: Path, scores: Scores) -> None:
     """
     protocol = scores.scoring.protocol
     columns = {
-        column(key, region.key, protocol): [case.regions[region.key][key] for case in scores.cases]
+        column(value.column, region.key, protocol): [case.regions[region.key][value.key] for case in scores.cases]
         for metric in scores.scoring.metrics
-        for key in (*metric.parts, metric.key)
+        for value in (*metric.parts, metric)
         for region in protocol.regions
     }
     for count, title in _LESIONS.items():

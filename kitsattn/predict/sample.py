@@ -9,7 +9,8 @@ from typing import Any
 
 from kitsattn.datasets.sample_ct import SampleCT
 from kitsattn.errors import KitsattnError
-from kitsattn.evaluate.overlap import count_overlap, dice
+from kitsattn.evaluate.overlap import count_overlap
+from kitsattn.evaluate.region import region_mask
 from kitsattn.jobs import Progress, silent
 from kitsattn.labels import protocol_of
 from kitsattn.notices import RESEARCH_NOTICE, SYNTHETIC_MODEL_NOTICE
@@ -87,7 +88,7 @@ def segment_sample(
         raise predicted
     labels, reference = read_labels(case.target).array, read_labels(sample.labels).array
     kidneys = protocol_of(ensemble.headers[0].labels).regions[0]
-    score = dice(count_overlap(labels, reference, kidneys))
+    score = count_overlap(region_mask(labels, kidneys), region_mask(reference, kidneys)).dice
     drawing.join()
     from kitsattn.figures.overlay import overlay_sheet  # noqa: PLC0415 - see above
 

@@ -12,10 +12,11 @@ import torch
 from kitsattn.checkpoint.header import read_header
 from kitsattn.errors import KitsattnError
 from kitsattn.evaluate.match import CasePair, MatchedCases
-from kitsattn.evaluate.metrics import DICE, Scoring
+from kitsattn.evaluate.metrics.dice import DICE
 from kitsattn.evaluate.report import write_report, write_summary
 from kitsattn.evaluate.run import evaluate_cases
 from kitsattn.evaluate.scores import Scores
+from kitsattn.evaluate.scoring import Scoring
 from kitsattn.figures.overlay import overlay_sheet
 from kitsattn.files import sole_writer
 from kitsattn.jobs import Progress, silent

@@ -57,7 +57,8 @@ def score_here(folder: Path, keys: tuple[str, ...], definition: str = "surface-d
 
     from kitsattn.evaluate.case import score_case
     from kitsattn.evaluate.definition import Definition
-    from kitsattn.evaluate.metrics import METRICS, Scoring
+    from kitsattn.evaluate.metrics import METRICS
+    from kitsattn.evaluate.scoring import Scoring
     from kitsattn.labels import KITS23
 
     metrics = tuple(metric for metric in METRICS if metric.key in keys)

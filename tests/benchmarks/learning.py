@@ -49,8 +49,8 @@ from measure import Cost, cost_of_command, machine
 
 from kitsattn.config import to_json
 from kitsattn.evaluate.match import CasePair, MatchedCases
-from kitsattn.evaluate.metrics import Scoring
 from kitsattn.evaluate.run import evaluate_cases
+from kitsattn.evaluate.scoring import Scoring
 from kitsattn.phantom.paint import write_painted
 from kitsattn.preprocess.plan import read_plan
 from kitsattn.synthesis.painted import thin_labels

@@ -16,7 +16,7 @@ from typer.testing import Result
 import kitsattn.weights
 from kitsattn.datasets.sample_ct import CITATION, find_sample
 from kitsattn.evaluate.case import score_case
-from kitsattn.evaluate.metrics import Scoring
+from kitsattn.evaluate.scoring import Scoring
 from kitsattn.volume.formats import read_labels
 
 Command = Callable[..., Result]

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from typer.testing import Result
 
+from kitsattn.evaluate.metrics import METRICS
 from kitsattn.files import write_json
 from kitsattn.labels import KITS23_LABELS
 from kitsattn.notices import SYNTHETIC_SCORES_NOTICE
@@ -84,13 +85,12 @@ def test_every_metric_has_a_table_and_all_has_all_of_them(command: Command, home
     """Values in millimetres or shares, and what is not defined says so."""
     raw = home / "raw" / "painted"
     pair = (raw / "case_00000" / "segmentation.nii.gz", raw / "case_00001" / "segmentation.nii.gz")
-    titles = {"surface-dice": "Surface Dice", "hd95": "HD95, mm", "assd": "ASSD, mm", "volume": "Volume difference, ml"}
-    for name, title in titles.items():
-        result = command("evaluate", name, pair[0], pair[0], "--workers", "1")
-        assert f"{title} (KiTS19)" in result.stdout
-        assert ("Tolerances of surface Dice: " in result.stdout) == (name == "surface-dice")
+    for metric in METRICS:
+        result = command("evaluate", metric.command, pair[0], pair[0], "--workers", "1")
+        assert f"{metric.heading} (KiTS19)" in result.stdout
+        assert ("Tolerances of surface Dice: " in result.stdout) == (metric.command == "surface-dice")
     result = command("evaluate", "all", pair[0], pair[0], "--workers", "1", "--json")
-    perfect = {"dice": 1.0, "surface_dice": 1.0, "hd95_mm": 0.0, "assd_mm": 0.0, "volume_difference_ml": 0.0}
+    perfect = {metric.key: 1.0 if metric.share else 0.0 for metric in METRICS}
     assert json.loads(result.stdout)["mean"]["tumour"] == perfect
     shutil.copytree(raw / "case_00002", Path("predictions") / "case_00002")
     result = command("evaluate", "all", "predictions", raw, "--workers", "1", "--csv", "scores/evaluation.csv")

@@ -5,7 +5,11 @@ import pytest
 
 from kitsattn.errors import KitsattnError
 from kitsattn.evaluate.case import score_case, score_labels
-from kitsattn.evaluate.metrics import METRICS, SURFACE_DICE, VOLUME, Metric, Scoring
+from kitsattn.evaluate.metrics import METRICS
+from kitsattn.evaluate.metrics.metric import Metric
+from kitsattn.evaluate.metrics.surface_dice import SURFACE_DICE
+from kitsattn.evaluate.metrics.volume_difference import VOLUME_DIFFERENCE
+from kitsattn.evaluate.scoring import Scoring
 from kitsattn.labels import KITS23, protocol_of
 from kitsattn.volume.geometry import Geometry, Triple
 from kitsattn.volume.nifti import write_nifti
@@ -71,7 +75,9 @@ def test_surfaces_of_files_worked_by_hand(tmp_path: Path) -> None:
     expected = {"dice": 0, "surface_dice": 1, "hd95_mm": pytest.approx(0.9), "assd_mm": pytest.approx(0.45)}
     voxel_ml = pytest.approx(5.0 * 0.7 * 0.9 / 1_000)
     expected |= {"predicted_ml": voxel_ml, "reference_ml": voxel_ml, "volume_difference_ml": 0}
-    assert scores.regions == {"kidney_and_tumour": expected, "tumour": expected}
+    expected |= {"jaccard": 0, "relative_volume_error_percent": 0}
+    for found in scores.regions.values():
+        assert {key: found[key] for key in expected} == expected
 
 
 def test_the_tolerance_is_the_regions() -> None:
@@ -91,21 +97,21 @@ def test_one_metric_is_what_it_is_among_all(metric: Metric, prediction: np.ndarr
     every = score_labels("a", prediction, reference, SPACING_MM, Scoring(metrics=METRICS))
     alone = score_labels("a", prediction, reference, SPACING_MM, Scoring(metrics=(metric,)))
     for key, values in alone.regions.items():
-        assert values == {part: every.regions[key][part] for part in (*metric.parts, metric.key)}
+        assert values == {name: every.regions[key][name] for name in metric.keys}
 
 
 def test_volumes_worked_by_hand(prediction: np.ndarray, reference: np.ndarray) -> None:
     """The difference is prediction less reference, and zero is best."""
     prediction[0, 0, 0:3] = 0
 
-    scores = score_labels("a", prediction, reference, (5.0, 2.0, 1.0), Scoring(metrics=(VOLUME,)))
+    scores = score_labels("a", prediction, reference, (5.0, 2.0, 1.0), Scoring(metrics=(VOLUME_DIFFERENCE,)))
 
     assert scores.regions["kidney_and_tumour"] == {
         "predicted_ml": pytest.approx(0.22),
         "reference_ml": pytest.approx(0.24),
         "volume_difference_ml": pytest.approx(-0.02),
     }
-    assert VOLUME.error(-3.0) == VOLUME.error(3.0) == 3.0
+    assert VOLUME_DIFFERENCE.error(-3.0) == VOLUME_DIFFERENCE.error(3.0) == 3.0
 
 
 def test_missing_prediction_counts_as_background(tmp_path: Path, reference: np.ndarray) -> None:

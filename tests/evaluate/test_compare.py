@@ -6,8 +6,12 @@ from scipy import stats
 from kitsattn.errors import KitsattnError
 from kitsattn.evaluate.case import CaseScores
 from kitsattn.evaluate.compare import Difference, compare_scores
-from kitsattn.evaluate.metrics import DICE, HD95, VOLUME, Metric, Scoring
+from kitsattn.evaluate.metrics.dice import DICE
+from kitsattn.evaluate.metrics.hd95 import HD95
+from kitsattn.evaluate.metrics.metric import Metric
+from kitsattn.evaluate.metrics.volume_difference import VOLUME_DIFFERENCE
 from kitsattn.evaluate.scores import Scores
+from kitsattn.evaluate.scoring import Scoring
 from kitsattn.evaluate.spread import measure_spread
 from kitsattn.labels import protocol_of
 
@@ -70,7 +74,7 @@ def test_better_is_less_for_distances() -> None:
 
 def test_volumes_are_compared_by_their_absolute_differences() -> None:
     """3 ml too many are better than 5 ml too few."""
-    difference = compare(VOLUME, {"a": -5.0}, {"a": 3.0})
+    difference = compare(VOLUME_DIFFERENCE, {"a": -5.0}, {"a": 3.0})
 
     assert (difference.better, difference.worse) == (1, 0)
     assert (difference.changes[0].first, difference.changes[0].second) == (5.0, 3.0)

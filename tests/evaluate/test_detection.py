@@ -14,10 +14,19 @@ from kitsattn.evaluate.detection import (
     intervals,
     match_lesions,
 )
+from kitsattn.evaluate.region import RegionPair, region_mask
 from kitsattn.labels import KITS23, TUMOUR, Region
 
 REGION = Region("tumour", (TUMOUR,), lesions=True)
 VOXEL_ML = 0.5
+
+
+def match(
+    predicted: np.ndarray, reference: np.ndarray, region: Region = REGION, voxel_ml: float = VOXEL_ML
+) -> Detection:
+    """Match the lesions of two label maps with voxels of 10 mm in the plane."""
+    spacing_mm = (10 * voxel_ml, 10.0, 10.0)
+    return match_lesions(RegionPair(region, region_mask(predicted, region), region_mask(reference, region), spacing_mm))
 
 
 def row(*values: int) -> np.ndarray:
@@ -37,7 +46,7 @@ def test_lesions_worked_by_hand() -> None:
     reference = row(2, 2, 2, 2, 0, 1, 1, 0, 2, 2, 0, 0)
     predicted = row(0, 2, 2, 2, 2, 1, 2, 0, 0, 0, 0, 0)
 
-    detection = match_lesions(predicted, reference, REGION, VOXEL_ML)
+    detection = match(predicted, reference)
 
     assert found(detection) == ([(2.0, pytest.approx(3 / 5)), (1.0, 0.0)], [(2.0, pytest.approx(3 / 5)), (0.5, 0.0)])
     counts = count_lesions([detection])
@@ -47,7 +56,7 @@ def test_lesions_worked_by_hand() -> None:
 
 def test_a_lesion_is_found_once() -> None:
     """Of two predicted parts the larger one finds it, and the other one is false."""
-    detection = match_lesions(row(2, 2, 2, 0, 2, 2), row(2, 2, 2, 2, 2, 2), REGION, VOXEL_ML)
+    detection = match(row(2, 2, 2, 0, 2, 2), row(2, 2, 2, 2, 2, 2))
 
     assert found(detection) == ([(3.0, 0.5)], [(1.5, 0.5), (1.0, 0.0)])
 
@@ -57,7 +66,7 @@ def test_the_sum_of_the_ratios_is_as_large_as_can_be() -> None:
     reference = row(2, 2, 2, 2, 0, 2, 2, 0)
     predicted = row(2, 2, 0, 2, 2, 2, 2, 0)
 
-    detection = match_lesions(predicted, reference, REGION, VOXEL_ML)
+    detection = match(predicted, reference)
 
     assert found(detection) == ([(2.0, 0.5), (1.0, 0.5)], [(2.0, 0.5), (1.0, 0.5)])
 
@@ -66,15 +75,15 @@ def test_the_threshold_is_one_tenth() -> None:
     """A ratio of exactly 0.1 is enough, a smaller one is not."""
     lesion = np.full((1, 1, 10), 2, np.uint8)
     assert LEAST_IOU == 0.1
-    assert found(match_lesions(row(2, *[0] * 9), lesion, REGION, VOXEL_ML))[0] == [(5.0, 0.1)]
+    assert found(match(row(2, *[0] * 9), lesion))[0] == [(5.0, 0.1)]
     longer = np.full((1, 1, 11), 2, np.uint8)
-    assert found(match_lesions(row(2, *[0] * 10), longer, REGION, VOXEL_ML))[0] == [(5.5, 0.0)]
+    assert found(match(row(2, *[0] * 10), longer))[0] == [(5.5, 0.0)]
 
 
 @pytest.mark.parametrize(("predicted", "reference"), [((0, 0), (2, 0)), ((2, 0), (0, 0)), ((0, 0), (0, 0))])
 def test_where_one_side_has_no_lesions(predicted: tuple[int, ...], reference: tuple[int, ...]) -> None:
     """What there is counts, and a share of nothing is not defined."""
-    counts = count_lesions([match_lesions(row(*predicted), row(*reference), REGION, VOXEL_ML)])
+    counts = count_lesions([match(row(*predicted), row(*reference))])
 
     assert (counts.reference, counts.predicted) == (sum(reference) // 2, sum(predicted) // 2)
     assert (counts.found, counts.true) == (0, 0)
@@ -88,7 +97,7 @@ def test_lesions_that_meet_at_a_corner_are_one() -> None:
     labels = np.zeros((2, 2, 2), np.uint8)
     labels[0, 0, 0] = labels[1, 1, 1] = 2
 
-    assert len(match_lesions(labels, labels, REGION, VOXEL_ML).reference) == 1
+    assert len(match(labels, labels).reference) == 1
 
 
 def test_masses_that_touch_are_one_lesion() -> None:
@@ -96,7 +105,7 @@ def test_masses_that_touch_are_one_lesion() -> None:
     labels = row(2, 3, 0, 3)
     masses = KITS23.regions[1]
 
-    assert found(match_lesions(labels, labels, masses, VOXEL_ML))[0] == [(1.0, 1.0), (0.5, 1.0)]
+    assert found(match(labels, labels, masses))[0] == [(1.0, 1.0), (0.5, 1.0)]
 
 
 def test_sizes_are_diameters_of_spheres() -> None:
@@ -132,7 +141,7 @@ def test_equal_to_a_plain_statement_on_random_blobs() -> None:
         predicted, reference = (
             2 * (ndimage.gaussian_filter(rng.normal(size=shape), 1.2) > 0.15).astype(np.uint8) for _ in range(2)
         )
-        detection = match_lesions(predicted, reference, REGION, 1.0)
+        detection = match(predicted, reference, voxel_ml=1.0)
         (theirs, count), (mine, others) = (
             ndimage.label(labels, np.ones((3, 3, 3))) for labels in (reference, predicted)
         )
@@ -154,7 +163,7 @@ def test_thousands_of_specks_are_matched() -> None:
     labels = np.zeros((1, 424, 424), np.uint8)
     labels[0, ::2, ::2] = 2
 
-    detection = match_lesions(labels, labels, REGION, VOXEL_ML)
+    detection = match(labels, labels)
 
     assert len(detection.reference) == 212**2
     assert all(lesion.iou == 1 for lesion in detection.reference)

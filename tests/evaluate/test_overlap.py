@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from kitsattn.evaluate.overlap import Overlap, count_overlap, dice
+from kitsattn.evaluate.overlap import Overlap, count_overlap
+from kitsattn.evaluate.region import region_mask
 from kitsattn.labels import KITS19, KITS23, Region
 
 KIDNEY_AND_TUMOUR, TUMOUR = KITS19.regions
@@ -17,6 +18,11 @@ def pairs_up_to(highest: int) -> st.SearchStrategy[tuple[np.ndarray, np.ndarray]
     )
 
 
+def overlap_of(prediction: np.ndarray, reference: np.ndarray, region: Region) -> Overlap:
+    """Count the voxels of a region in two label maps."""
+    return count_overlap(region_mask(prediction, region), region_mask(reference, region))
+
+
 label_map_pairs = pairs_up_to(2)
 
 
@@ -25,13 +31,13 @@ def test_counts_worked_by_hand() -> None:
     prediction = np.array([[[0, 1, 1]], [[2, 2, 0]]], dtype=np.uint8)
     reference = np.array([[[0, 1, 0]], [[1, 2, 2]]], dtype=np.uint8)
 
-    assert count_overlap(prediction, reference, KIDNEY_AND_TUMOUR) == Overlap(predicted=4, reference=4, common=3)
-    assert count_overlap(prediction, reference, TUMOUR) == Overlap(predicted=2, reference=2, common=1)
+    assert overlap_of(prediction, reference, KIDNEY_AND_TUMOUR) == Overlap(predicted=4, reference=4, common=3)
+    assert overlap_of(prediction, reference, TUMOUR) == Overlap(predicted=2, reference=2, common=1)
 
 
 def test_dice_worked_by_hand() -> None:
     """Dice is twice the common voxels over the sum of both: 2 * 3 / (4 + 6)."""
-    assert dice(Overlap(predicted=4, reference=6, common=3)) == pytest.approx(0.6)
+    assert Overlap(predicted=4, reference=6, common=3).dice == pytest.approx(0.6)
 
 
 @pytest.mark.parametrize(
@@ -39,7 +45,7 @@ def test_dice_worked_by_hand() -> None:
 )
 def test_dice_of_empty_regions(overlap: Overlap, expected: float) -> None:
     """A region empty in both label maps scores 1, in one of them 0."""
-    assert dice(overlap) == expected
+    assert overlap.dice == expected
 
 
 def test_values_outside_the_classes_are_background() -> None:
@@ -47,13 +53,13 @@ def test_values_outside_the_classes_are_background() -> None:
     prediction = np.array([[[1, 3, 255]]], dtype=np.uint8)
     reference = np.array([[[1, 1, 2]]], dtype=np.uint8)
 
-    assert count_overlap(prediction, reference, KIDNEY_AND_TUMOUR) == Overlap(predicted=1, reference=3, common=1)
+    assert overlap_of(prediction, reference, KIDNEY_AND_TUMOUR) == Overlap(predicted=1, reference=3, common=1)
 
 
 def test_label_maps_of_other_shapes_are_refused() -> None:
     """Shapes that could be broadcast are refused all the same."""
     with pytest.raises(ValueError, match=r"\(1, 2, 2\) against a reference of shape \(2, 2, 2\)"):
-        count_overlap(np.zeros((1, 2, 2), np.uint8), np.zeros((2, 2, 2), np.uint8), TUMOUR)
+        count_overlap(np.zeros((1, 2, 2), bool), np.zeros((2, 2, 2), bool))
 
 
 @pytest.mark.parametrize("region", KITS19.regions, ids=lambda region: region.key)
@@ -61,9 +67,9 @@ def test_label_maps_of_other_shapes_are_refused() -> None:
 def test_dice_is_symmetric_and_between_0_and_1(region: Region, pair: tuple[np.ndarray, np.ndarray]) -> None:
     """Which of the two label maps is the prediction does not matter, and the score is a share."""
     prediction, reference = pair
-    score = dice(count_overlap(prediction, reference, region))
+    score = overlap_of(prediction, reference, region).dice
 
-    assert score == dice(count_overlap(reference, prediction, region))
+    assert score == overlap_of(reference, prediction, region).dice
     assert 0.0 <= score <= 1.0
 
 
@@ -71,7 +77,7 @@ def test_dice_is_symmetric_and_between_0_and_1(region: Region, pair: tuple[np.nd
 @given(pair=label_map_pairs)
 def test_a_perfect_prediction_scores_1(region: Region, pair: tuple[np.ndarray, np.ndarray]) -> None:
     """A label map against itself scores 1, whatever it holds."""
-    assert dice(count_overlap(pair[0], pair[0], region)) == 1.0
+    assert overlap_of(pair[0], pair[0], region).dice == 1.0
 
 
 @given(pair=label_map_pairs)
@@ -85,7 +91,7 @@ def test_kits19_definition(pair: tuple[np.ndarray, np.ndarray]) -> None:
         total = np.sum(prediction > above) + np.sum(reference > above)
         if total:
             official = 2 * np.sum((prediction > above) & (reference > above)) / total
-            assert dice(count_overlap(prediction, reference, region)) == official
+            assert overlap_of(prediction, reference, region).dice == official
 
 
 @given(pair=pairs_up_to(3))
@@ -95,7 +101,7 @@ def test_kits23_definition(pair: tuple[np.ndarray, np.ndarray]) -> None:
         predicted, true = (np.isin(labels, region.labels) for labels in pair)
         total = np.count_nonzero(predicted) + np.count_nonzero(true)
         official = 2 * np.count_nonzero(predicted & true) / total if total else 1
-        assert dice(count_overlap(*pair, region)) == official
+        assert overlap_of(*pair, region).dice == official
 
 
 def test_dice_of_random_label_maps_equals_dice_of_voxel_sets() -> None:
@@ -108,4 +114,4 @@ def test_dice_of_random_label_maps_equals_dice_of_voxel_sets() -> None:
             for labels in (prediction, reference)
         ]
         expected = 2 * len(sets[0] & sets[1]) / (len(sets[0]) + len(sets[1]))
-        assert dice(count_overlap(prediction, reference, region)) == pytest.approx(expected, abs=1e-15)
+        assert overlap_of(prediction, reference, region).dice == pytest.approx(expected, abs=1e-15)

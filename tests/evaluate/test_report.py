@@ -8,10 +8,11 @@ from PIL import Image
 
 from kitsattn.evaluate.case import CaseScores
 from kitsattn.evaluate.match import CasePair
-from kitsattn.evaluate.metrics import HD95, Scoring
-from kitsattn.evaluate.overlap import EMPTY_RULE
+from kitsattn.evaluate.metrics.hd95 import HD95
+from kitsattn.evaluate.metrics.metric import EMPTY_RULE
 from kitsattn.evaluate.report import draw_case, write_picture, write_report, write_summary
 from kitsattn.evaluate.scores import Scores
+from kitsattn.evaluate.scoring import Scoring
 from kitsattn.labels import KITS19, KITS23, ScoringProtocol, protocol_of
 from kitsattn.notices import RESEARCH_NOTICE, SYNTHETIC_SCORES_NOTICE
 from kitsattn.volume.geometry import Geometry

@@ -8,10 +8,15 @@ from kitsattn.errors import KitsattnError
 from kitsattn.evaluate.case import CaseScores
 from kitsattn.evaluate.detection import Detection, Lesion
 from kitsattn.evaluate.match import match_cases
-from kitsattn.evaluate.metrics import ASSD, DICE, DISTANCE_RULE, HD95, SURFACE_DICE, VOLUME, Scoring
-from kitsattn.evaluate.overlap import EMPTY_RULE
+from kitsattn.evaluate.metrics.assd import ASSD
+from kitsattn.evaluate.metrics.dice import DICE
+from kitsattn.evaluate.metrics.hd95 import HD95
+from kitsattn.evaluate.metrics.metric import DISTANCE_RULE, EMPTY_RULE
+from kitsattn.evaluate.metrics.surface_dice import SURFACE_DICE
+from kitsattn.evaluate.metrics.volume_difference import VOLUME_DIFFERENCE
 from kitsattn.evaluate.run import evaluate_cases
 from kitsattn.evaluate.scores import Scores
+from kitsattn.evaluate.scoring import Scoring
 from kitsattn.labels import KITS19, KITS23, protocol_of
 from kitsattn.volume.geometry import Geometry
 from kitsattn.volume.nifti import write_nifti
@@ -209,7 +214,7 @@ def test_volumes_of_a_cohort_worked_by_hand(tmp_path: Path) -> None:
         write_row(predictions / f"{name}.nii.gz", *(int(place < voxels) for place in range(4)))
     voxel_ml = 5.0 * 0.7 * 0.9 / 1_000
 
-    scores = evaluate_cases(match_cases(predictions, references), Scoring(metrics=(VOLUME,))).to_json()
+    scores = evaluate_cases(match_cases(predictions, references), Scoring(metrics=(VOLUME_DIFFERENCE,))).to_json()
 
     half = 1.96 * np.sqrt(2) * voxel_ml
     assert scores["agreement"]["kidney_and_tumour"] == {
@@ -223,7 +228,7 @@ def test_volumes_of_a_cohort_worked_by_hand(tmp_path: Path) -> None:
 def test_the_worst_cases_stand_first() -> None:
     """Low Dice, long distances, volumes far off either way, and what is not defined are bad."""
     values = {"a": (0.9, 2.0, -5.0), "b": (0.5, 9.0, 1.0), "c": (0.7, nan, 3.0)}
-    metrics = (DICE, HD95, VOLUME)
+    metrics = (DICE, HD95, VOLUME_DIFFERENCE)
     cases = tuple(
         CaseScores(
             case, {region.key: dict(zip((m.key for m in metrics), found, strict=True)) for region in KITS19.regions}

@@ -2,8 +2,12 @@ from pathlib import Path
 
 from kitsattn.evaluate.case import CaseScores
 from kitsattn.evaluate.detection import Detection, Lesion
-from kitsattn.evaluate.metrics import DICE, HD95, SURFACE_DICE, VOLUME, Scoring
+from kitsattn.evaluate.metrics.dice import DICE
+from kitsattn.evaluate.metrics.hd95 import HD95
+from kitsattn.evaluate.metrics.surface_dice import SURFACE_DICE
+from kitsattn.evaluate.metrics.volume_difference import VOLUME_DIFFERENCE
 from kitsattn.evaluate.scores import Scores
+from kitsattn.evaluate.scoring import Scoring
 from kitsattn.evaluate.table import write_csv
 from kitsattn.labels import KITS23
 
@@ -46,7 +50,7 @@ def test_csv_of_volumes_and_lesions(tmp_path: Path) -> None:
     lesions = {"tumour": Detection((Lesion(1.0, 0.5), Lesion(0.5, 0.0)), (Lesion(1.0, 0.5),))}
     case = CaseScores("a\udce9", {"kidney_and_tumour": volumes, "tumour": volumes}, lesions)
 
-    write_csv(tmp_path / "evaluation.csv", Scores((case,), Scoring(metrics=(VOLUME,), lesions=True)))
+    write_csv(tmp_path / "evaluation.csv", Scores((case,), Scoring(metrics=(VOLUME_DIFFERENCE,), lesions=True)))
 
     header, row, _ = (tmp_path / "evaluation.csv").read_text().splitlines()
     found = dict(zip(header.split(","), row.split(","), strict=True))

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from kitsattn.evaluate.definition import Definition
-from kitsattn.evaluate.overlap import count_overlap, dice
+from kitsattn.evaluate.overlap import count_overlap
 from kitsattn.evaluate.surface import (
     average_distance,
     find_distances,
@@ -43,7 +43,6 @@ from kitsattn.evaluate.surface import (
     hausdorff_95,
     surface_dice,
 )
-from kitsattn.labels import Region
 from kitsattn.volume.geometry import Triple
 from kitsattn.volume.nifti import read_labels
 
@@ -141,9 +140,9 @@ def score_ours(pair: Pair, definition: Definition) -> Scores:
     masks = (pair.prediction, pair.reference)
     prediction, reference = (find_surface(mask, pair.spacing_mm, definition=definition) for mask in masks)
     distances = find_distances(prediction, reference, pair.spacing_mm)
-    labels = [mask.astype(np.uint8) for mask in masks]
+    [mask.astype(np.uint8) for mask in masks]
     return {
-        "Dice": dice(count_overlap(labels[0], labels[1], Region("inside", (1,)))),
+        "Dice": count_overlap(*masks).dice,
         "HD95": hausdorff_95(distances),
         "ASSD": average_distance(distances),
         "surface Dice": surface_dice(distances, pair.tolerance_mm),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from kitsattn.errors import KitsattnError
-from kitsattn.evaluate.submission import (
+from kitsattn.evaluate.challenge.submission import (
     AFFINE_TOLERANCE,
     CheckedSubmission,
     check_submission,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import rankdata
 
 from kitsattn.errors import KitsattnError
-from kitsattn.evaluate.rank import SubmissionScores, rank_submissions, read_submission, to_json
+from kitsattn.evaluate.challenge.rank import SubmissionScores, rank_submissions, read_submission, to_json
 from kitsattn.labels import KITS19, KITS23
 
 KITS23_HEADER = "caseID,Dice_kidney,Dice_masses,Dice_tumor,SD_kidney,SD_masses,SD_tumor"

@@ -10,17 +10,23 @@ from typing import Any
 import numpy as np
 
 from kitsattn.errors import KitsattnError
+from kitsattn.evaluate.metrics.dice import DICE
+from kitsattn.evaluate.metrics.metric import Metric
+from kitsattn.evaluate.metrics.surface_dice import SURFACE_DICE
 from kitsattn.evaluate.table import AVERAGE, column
 from kitsattn.files import unreadable
 from kitsattn.labels import KITS19, KITS23, ScoringProtocol
 
 _FILE = "evaluation.csv"
-_DICE, _SURFACE_DICE = "dice", "surface_dice"
-_RANKED = ((KITS23, (_DICE, _SURFACE_DICE)), (KITS19, (_DICE,)))
+_RANKED = ((KITS23, (DICE, SURFACE_DICE)), (KITS19, (DICE,)))
 _COLUMNS = tuple(
     (
         protocol,
-        {(region.key, key): column(key, region.key, protocol) for key in metrics for region in protocol.regions},
+        {
+            (region.key, metric.key): column(metric.column, region.key, protocol)
+            for metric in metrics
+            for region in protocol.regions
+        },
     )
     for protocol, metrics in _RANKED
 )
@@ -48,7 +54,7 @@ class SubmissionScores:
     @property
     def tumour_dice(self) -> float:
         """Mean Dice of the tumour."""
-        return self.mean["tumour"][_DICE]
+        return self.mean["tumour"][DICE.key]
 
 
 @dataclass(frozen=True)
@@ -112,11 +118,11 @@ def rank_submissions(submissions: Sequence[SubmissionScores]) -> tuple[RankedSub
         KitsattnError: If the submissions cannot be compared.
     """
     _check_comparable(submissions)
-    dice = [_mean(submission, _DICE) for submission in submissions]
+    dice = [_mean(submission, DICE) for submission in submissions]
     if submissions[0].protocol == KITS19:
         ranked = list(map(RankedSubmission, _rank(dice), submissions, dice))
     else:
-        surface_dice = [_mean(submission, _SURFACE_DICE) for submission in submissions]
+        surface_dice = [_mean(submission, SURFACE_DICE) for submission in submissions]
         mean_ranks = [sum(pair) / 2 for pair in zip(_rank(dice), _rank(surface_dice), strict=True)]
         tumour = [submission.tumour_dice for submission in submissions]
         ranks = _rank([(-mean_rank, score) for mean_rank, score in zip(mean_ranks, tumour, strict=True)])
@@ -178,14 +184,14 @@ def _choose_columns(header: Sequence[str], path: Path) -> tuple[ScoringProtocol,
         missing = {key: heading for key, heading in columns.items() if heading not in header}
         if not missing:
             return protocol, columns
-        if all(metric == _SURFACE_DICE for _, metric in missing):
+        if all(metric == SURFACE_DICE.key for _, metric in missing):
             msg = (
                 f"{path} has no {', '.join(missing.values())}, and {protocol.title} ranks by surface Dice too:"
                 f" {_how_to_make(path.parent)}"
             )
             raise KitsattnError(msg)
     wanted = " nor ".join(
-        f"{protocol.title}'s {', '.join(heading for (_, metric), heading in columns.items() if metric == _DICE)}"
+        f"{protocol.title}'s {', '.join(heading for (_, metric), heading in columns.items() if metric == DICE.key)}"
         for protocol, columns in _COLUMNS
     )
     msg = f"{path} has neither {wanted}: {_how_to_make(path.parent)}"
@@ -234,9 +240,9 @@ def _check_comparable(submissions: Sequence[SubmissionScores]) -> None:
             raise KitsattnError(msg)
 
 
-def _mean(submission: SubmissionScores, metric: str) -> float:
+def _mean(submission: SubmissionScores, metric: Metric) -> float:
     """Return the mean over the regions, added up as the official script does: a last digit decides over a tie."""
-    return float(np.mean([submission.mean[region.key][metric] for region in submission.protocol.regions]))
+    return float(np.mean([submission.mean[region.key][metric.key] for region in submission.protocol.regions]))
 
 
 def _rank(values: Sequence[Any]) -> list[int]:
