@@ -292,6 +292,17 @@ def refuse_existing(path: Path) -> None:
         raise KitsattnError(msg)
 
 
+def check_suffix(path: Path, *suffixes: str) -> None:
+    """Refuse a file that is not named as what it will be: it might be a scan or label map, and be lost.
+
+    Raises:
+        KitsattnError: If its name ends in none of the suffixes.
+    """
+    if not path.name.lower().endswith(suffixes):
+        msg = f"{path} has no suffix of its format: name it {' or '.join(suffixes)}"
+        raise KitsattnError(msg)
+
+
 def check_target(target: Path, source: Path, *, overwrite: bool) -> None:
     """Refuse an output that exists and may not be replaced, or that is its own input.
 
@@ -310,6 +321,12 @@ def write_text(path: Path, text: str) -> None:
     with atomic_path(path) as temporary:
         # A file's name that is no UTF-8 reaches us with lone surrogates, which cannot be written.
         temporary.write_text(text, encoding="utf-8", errors="replace")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` to `path` atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_json(path: Path, content: Any) -> None:  # noqa: ANN401 - anything that json takes

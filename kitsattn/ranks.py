@@ -40,7 +40,7 @@ class Ranks:
     device: torch.device = _CPU
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the process that writes and reports."""
         return self.rank == 0
 
@@ -58,19 +58,19 @@ class Ranks:
         """Return what this process does of some work."""
         return items[self.rank :: self.size]
 
-    def sums(self, values: Sequence[float]) -> list[float]:
+    def all_reduce_sum(self, values: Sequence[float]) -> list[float]:
         """Return the sum of each value over the processes."""
         return self._reduced(values, distributed.ReduceOp.SUM)
 
-    def highest(self, values: Sequence[float]) -> list[float]:
+    def all_reduce_max(self, values: Sequence[float]) -> list[float]:
         """Return the highest of each value over the processes."""
         return self._reduced(values, distributed.ReduceOp.MAX)
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """Wait until all are here."""
-        self.sums([0.0])
+        self.all_reduce_sum([0.0])
 
-    def gather(self, item: Item) -> list[Item]:
+    def all_gather(self, item: Item) -> list[Item]:
         """Return what each process has, in their order; it is pickled."""
         if self.size == 1:
             return [item]

@@ -1,14 +1,23 @@
 """`kitsattn evaluate rank` and `submission`: what who takes part in a challenge needs."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kitsattn.cli.console import print_json, print_result, progress_bars, say, warn
-from kitsattn.cli.options import JsonOption, Protocol, WorkersOption, check_suffix, named_protocol
+from kitsattn.cli.console import warn
+from kitsattn.cli.options import JsonOption, Protocol, WorkersOption, named_protocol
+from kitsattn.cli.output import Output
+from kitsattn.cli.progress import progress_bars
 from kitsattn.errors import KitsattnError
+from kitsattn.files import check_suffix
 from kitsattn.jobs import available_cores
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from kitsattn.evaluate.challenge.rank import RankedSubmission
 
 
 def rank(
@@ -31,12 +40,13 @@ def rank(
     from kitsattn.evaluate.challenge.rank import rank_submissions, read_submission, to_json
 
     ranking = rank_submissions([read_submission(folder) for folder in submissions])
-    if json:
-        print_json(to_json(ranking))
-        return
+    Output(json).show(to_json(ranking), _describe(ranking), whole=True)
+
+
+def _describe(ranking: "Sequence[RankedSubmission]") -> "Iterator[Table]":
     from kitsattn.cli.scores import ranking_table
 
-    print_result(ranking_table(ranking), whole=True)
+    yield ranking_table(ranking)
 
 
 def submission(
@@ -44,7 +54,7 @@ def submission(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Predictions of the test cases.", show_default=False)],
     protocol: Annotated[
         Protocol, typer.Option(help="Whose rules hold; auto tells by the numbers of the cases, kits19 up to 299.")
-    ] = Protocol.auto,
+    ] = "auto",
     images: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="The test scans, whose shapes and affines are compared.", show_default=False),
@@ -72,15 +82,13 @@ def submission(
         warn(warning)
     if not checked.problems:
         zip_submission(out, checked)
-    if json:
-        print_json({**checked.to_json(), "archive": None if checked.problems else str(out)})
-    else:
-        for note in checked.notes:
-            say(note)
-        for problem in checked.problems:
-            warn(problem)
-        if not checked.problems:
-            print_result(f"{out}: {len(checked.files)} files for {chosen.title}")
+    output = Output(json)
+    for note in checked.notes:
+        output.say(note)
+    for problem in checked.problems:
+        warn(problem)
+    lines = [] if checked.problems else [f"{out}: {len(checked.files)} files for {chosen.title}"]
+    output.show({**checked.to_json(), "archive": None if checked.problems else str(out)}, lines)
     if checked.problems:
         msg = f"{out} was not written: fix the problems listed above, and run the command again"
         raise KitsattnError(msg)

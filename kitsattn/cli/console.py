@@ -1,6 +1,5 @@
-"""The terminal: results on stdout, everything else on stderr; progress bars, log files, errors to exit codes."""
+"""The terminal: what is not a result goes to stderr and to log files; standard streams that are closed or go away."""
 
-import json
 import logging
 import os
 import shlex
@@ -8,16 +7,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TextIO
 
 from kitsattn.errors import KitsattnError
-from kitsattn.jobs import Progress
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-_WIDEST = 1_000
-"""Columns of a table that is printed whole, at most."""
 
 _logger = logging.getLogger("kitsattn")
 
@@ -46,33 +38,6 @@ def command_line(*words: str | Path, workspace: Path | None = None) -> str:
 def warn(message: str) -> None:
     """Tell the user something that must not be missed, under -q neither; goes to stderr and to the log file."""
     _logger.warning(message)
-
-
-def print_result(text: "str | Table", *, whole: bool = False) -> None:
-    """Print a result on stdout.
-
-    Args:
-        text: A line, or a table.
-        whole: Whether no cell of a table is broken or cut where the terminal is narrow: its lines are then.
-    """
-    if isinstance(text, str):
-        sys.stdout.write(text + "\n")
-        return
-    from rich.console import Console
-    from rich.measure import Measurement
-
-    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
-    # A file's name may look like markup; it is none.
-    console = Console(width=width, markup=False, emoji=False)
-    if whole:
-        needed = Measurement.get(console, console.options.update(max_width=_WIDEST), text).maximum
-        console.width = max(console.width, needed)
-    console.print(text)
-
-
-def print_json(content: Any) -> None:  # noqa: ANN401 - anything that json takes
-    """Print a result on stdout as bare JSON."""
-    sys.stdout.write(json.dumps(content, indent=2) + "\n")
 
 
 def open_standard_streams() -> None:
@@ -123,23 +88,6 @@ def log_file(path: Path) -> Iterator[None]:
         _logger.removeHandler(handler)
         with suppress(OSError):
             handler.close()
-
-
-@contextmanager
-def progress_bars() -> Iterator[Progress]:
-    """Give a callback that draws a bar for each label on stderr, once its work has lasted two seconds.
-
-    Nothing is drawn where stderr is no terminal, or under -q.
-    """
-    if not stderr_is_drawn_on():
-        yield _draw_nothing
-        return
-    from rich.console import Console
-
-    from kitsattn.cli.live import PatientBars
-
-    with PatientBars(Console(stderr=True)) as bars:
-        yield bars.draw
 
 
 def stderr_is_drawn_on() -> bool:
@@ -193,7 +141,3 @@ class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
         return f"{record.levelname.lower()}: {text}" if record.levelno > logging.INFO else text
-
-
-def _draw_nothing(label: str, done: int, total: int, /) -> None:
-    """Draw nothing."""

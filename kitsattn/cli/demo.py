@@ -7,8 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from kitsattn.cli.console import command_line, log_file, print_json, print_result, progress_bars, say, warn
+from kitsattn.cli.console import command_line, log_file, say, warn
 from kitsattn.cli.options import Device, DeviceOption, JsonOption, WorkspaceOption
+from kitsattn.cli.output import Output
+from kitsattn.cli.progress import progress_bars
 from kitsattn.errors import KitsattnError
 from kitsattn.jobs import available_cores, keep_freed_memory
 from kitsattn.notices import RESEARCH_NOTICE
@@ -28,7 +30,7 @@ _SEED = 1
 def demo(
     *,
     data_only: Annotated[bool, typer.Option("--data-only", help="Stop after writing the scans.")] = False,
-    device: DeviceOption = Device.auto,
+    device: DeviceOption = "auto",
     workspace: WorkspaceOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -43,25 +45,23 @@ def demo(
     Example: kitsattn demo
     """
     started = time.perf_counter()
-    places = Workspace.choose(workspace)
+    output, places = Output(json), Workspace.choose(workspace)
     raw = places.raw / _DATASET
     with log_file(places.runs / _RUN / "demo.log"):
         if data_only:
             _paint(raw)
             cases = sorted(path.name for path in raw.glob("case_*"))
-            if json:
-                print_json({"dataset": str(raw), "cases": cases, "synthetic": True})
-            else:
-                print_result(f"{len(cases)} synthetic scans in {raw}")
-                say(f"next: {command_line('preprocess', raw, workspace=workspace)}")
+            content = {"dataset": str(raw), "cases": cases, "synthetic": True}
+            output.show(content, [f"{len(cases)} synthetic scans in {raw}"])
+            output.say(f"next: {command_line('preprocess', raw, workspace=workspace)}")
             return
-        sample = _segment_sample(places, device, started, json=json)
+        sample = _segment_sample(places, device, started, output)
         _paint(raw)
-        _run(places, raw, device, sample, json=json)
+        _run(places, raw, device, sample, output)
 
 
-def _segment_sample(places: Workspace, device: Device, started: float, *, json: bool) -> dict[str, Any] | None:
-    """Segment the sample CT, print what was found, and return it for JSON; None if the starter cannot be used."""
+def _segment_sample(places: Workspace, device: Device, started: float, output: Output) -> dict[str, Any] | None:
+    """Segment the sample CT, show what was found, and return it for JSON; None if the starter cannot be used."""
     from kitsattn.checkpoint.shipped import DEFAULT, find_weights
     from kitsattn.datasets.sample_ct import find_sample
     from kitsattn.predict.cases import PredictionCase, read_ahead
@@ -83,7 +83,7 @@ def _segment_sample(places: Workspace, device: Device, started: float, *, json: 
     from kitsattn.predict.infer import load_ensemble
     from kitsattn.predict.sample import segment_sample
 
-    chosen = choose_device(device.value)
+    chosen = choose_device(device)
     if chosen.type == "cpu":
         keep_freed_memory()
     ensemble = load_ensemble([model], chosen, choose_precision("auto", chosen))
@@ -91,12 +91,13 @@ def _segment_sample(places: Workspace, device: Device, started: float, *, json: 
         result = segment_sample(ensemble, sample, case, scan, progress=progress)
     seconds = time.perf_counter() - started
     say(f"sample CT: {sample.citation}; {sample.licence}")
-    if not json:
-        (score,) = result.dice.values()
-        print_result(f"sample CT, segmented by {DEFAULT} in {seconds:.0f} s: {describe_volumes(result.volumes_ml)}")
-        print_result(f"kidney Dice against its reference: {score:.3f}. {RESEARCH_NOTICE}")
-        print_result(f"label map:  {result.output}")
-        print_result(f"picture:    {result.picture}")
+    (score,) = result.dice.values()
+    output.print(
+        f"sample CT, segmented by {DEFAULT} in {seconds:.0f} s: {describe_volumes(result.volumes_ml)}",
+        f"kidney Dice against its reference: {score:.3f}. {RESEARCH_NOTICE}",
+        f"label map:  {result.output}",
+        f"picture:    {result.picture}",
+    )
     return {**result.to_json(), "seconds": round(seconds, 2), "model": DEFAULT}
 
 
@@ -117,63 +118,57 @@ def _paint(folder: Path) -> None:
     say(f"synthetic scans: {folder}" if painted else f"synthetic scans: {folder} (painted before)")
 
 
-def _run(places: Workspace, raw: Path, device: Device, sample: dict[str, Any] | None, *, json: bool) -> None:
+def _run(places: Workspace, raw: Path, device: Device, sample: dict[str, Any] | None, output: Output) -> None:
     from kitsattn.cli.live import training_display
     from kitsattn.datasets.find import find_dataset
     from kitsattn.kernels.precision import choose_device, choose_precision
     from kitsattn.models import model_entry
     from kitsattn.preprocess.run import preprocess_dataset
+    from kitsattn.ranks import Ranks
     from kitsattn.train.folds import read_or_make_splits
-    from kitsattn.train.job import FoldJob, default_workers
     from kitsattn.train.recipe import RECIPES
     from kitsattn.train.run import describe_scores, train_run
+    from kitsattn.train.setup import TrainingData, plan_run
 
     dataset = find_dataset(raw)
     folder = places.preprocessed / dataset.name
     with progress_bars() as progress:
         prepared = preprocess_dataset(dataset, folder, workers=available_cores(), progress=progress).dataset
     say(f"prepared cases: {folder}")
-    splits = read_or_make_splits(folder, prepared.cases)
-    chosen = choose_device(device.value)
-    job = FoldJob(
-        dataset=prepared,
-        split=splits[0],
-        fold=0,
-        folds=len(splits),
-        model=_MODEL,
-        config=model_entry(_MODEL).config,
-        recipe_name="demo",
-        recipe=RECIPES["demo"],
-        seed=0,
-        device=chosen,
+    chosen = choose_device(device)
+    (job,) = plan_run(
+        TrainingData(prepared, read_or_make_splits(folder, prepared.cases)),
+        (_MODEL, model_entry(_MODEL).config),
+        ("demo", RECIPES["demo"]),
+        places.runs / _RUN,
         precision=choose_precision("auto", chosen),
-        workers=default_workers(chosen),
-        folder=places.runs / _RUN / "fold_0",
+        ranks=Ranks(device=chosen),
     )
     with training_display([job]) as (progress, epoch_end):
         (result,) = train_run([job], progress=progress, epoch_end=epoch_end)
     scores = result.scores.to_json()
     pictures = [str(pair.prediction.with_name(f"{pair.case}.png")) for pair in result.pairs if pair.prediction]
-    if json:
-        print_json(
-            {
-                "sample": sample,
-                "held_out": scores["cases"],
-                "mean": scores["mean"],
-                "composite": scores["composite"],
-                "synthetic": True,
-                "checkpoint": str(result.checkpoint),
-                "report": str(result.report),
-                "pictures": pictures,
-            }
-        )
-        return
-    print_result(f"held-out Dice on SYNTHETIC phantoms (no clinical claim): {describe_scores(result.scores)}")
-    print_result(f"report:     {result.report}")
-    print_result(f"pictures:   {', '.join(pictures)}")
-    print_result(f"checkpoint: {result.checkpoint}")
-    scan = prepared.sources[splits[0].held_out[0]].image
+    content = {
+        "sample": sample,
+        "held_out": scores["cases"],
+        "mean": scores["mean"],
+        "composite": scores["composite"],
+        "synthetic": True,
+        "checkpoint": str(result.checkpoint),
+        "report": str(result.report),
+        "pictures": pictures,
+    }
+    lines = [
+        f"held-out Dice on SYNTHETIC phantoms (no clinical claim): {describe_scores(result.scores)}",
+        f"report:     {result.report}",
+        f"pictures:   {', '.join(pictures)}",
+        f"checkpoint: {result.checkpoint}",
+    ]
+    output.show(content, lines)
+    scan = prepared.sources[job.split.held_out[0]].image
     if sample is not None:
-        say("next: kitsattn predict in.nii.gz out.nii.gz (segments your own scan)")
-    say(f"with the network trained here: {command_line('predict', scan, 'out.nii.gz', '--model', result.checkpoint)}")
-    say("with your own data: kitsattn preprocess KITS_FOLDER, then kitsattn train --fold 0")
+        output.say("next: kitsattn predict in.nii.gz out.nii.gz (segments your own scan)")
+    output.say(
+        f"with the network trained here: {command_line('predict', scan, 'out.nii.gz', '--model', result.checkpoint)}"
+    )
+    output.say("with your own data: kitsattn preprocess KITS_FOLDER, then kitsattn train --fold 0")

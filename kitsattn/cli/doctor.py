@@ -1,16 +1,20 @@
 """`kitsattn doctor`: what this machine is, which path each block takes here and why, whether the kernels are right."""
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kitsattn.cli.console import print_json, print_result, progress_bars, say, warn
-from kitsattn.cli.options import Device, DeviceOption, JsonOption, Precision, PrecisionOption
+from kitsattn.cli.console import say, warn
+from kitsattn.cli.options import DeviceOption, JsonOption, PrecisionOption
+from kitsattn.cli.output import Output
+from kitsattn.cli.progress import progress_bars
 from kitsattn.errors import KitsattnError
 
 if TYPE_CHECKING:
     import torch
+    from rich.table import Table
 
     from kitsattn.kernels.dispatch import Shape
     from kitsattn.kernels.precision import Precision as PrecisionName
@@ -24,8 +28,8 @@ def doctor(
     model: Annotated[str, typer.Option(metavar="NAME", help="Network to look at.")] = "attention-deeplab-r50",
     size: Annotated[int, typer.Option(min=32, help="Height and width of its input.")] = 512,
     batch_size: Annotated[int, typer.Option(min=1, help="Stacks per batch.")] = 8,
-    device: DeviceOption = Device.auto,
-    precision: PrecisionOption = Precision.auto,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
     measure: Annotated[
         bool,
         typer.Option(
@@ -44,8 +48,8 @@ def doctor(
     """
     from kitsattn.kernels.precision import choose_device, choose_precision
 
-    chosen = choose_device(device.value)
-    format_ = choose_precision(precision.value, chosen)
+    chosen = choose_device(device)
+    format_ = choose_precision(precision, chosen)
     if measure:
         _measure(chosen)
     content: dict[str, Any] = {
@@ -55,10 +59,7 @@ def doctor(
         "blocks": _blocks(model, size, batch_size, chosen, format_),
         "self_test": _self_test(chosen),
     }
-    if json:
-        print_json(content)
-    else:
-        _print(content, f"{model}, {batch_size} x {size} x {size}, {format_}")
+    Output(json).show(content, _lines(content, f"{model}, {batch_size} x {size} x {size}, {format_}"))
     wrong = [test["name"] for test in content["self_test"]["results"] if not test["right"]]
     if wrong:
         msg = (
@@ -181,33 +182,29 @@ def _measure(device: "torch.device") -> None:
     say(f"measured: {len(rows)} shapes and passes, the kernel was faster at {faster}; kept in {path}")
 
 
-def _print(content: dict[str, Any], network: str) -> None:
+def _lines(content: dict[str, Any], network: str) -> "Iterator[str | Table]":
     from rich.table import Table
 
     machine, device = content["machine"], content["device"]
-    print_result(
-        f"machine:  {machine['system']}; {machine['cores']} cores, {machine['free_memory_gb']} GB of memory free"
-    )
+    yield f"machine:  {machine['system']}; {machine['cores']} cores, {machine['free_memory_gb']} GB of memory free"
     if device["type"] == "cuda":
-        print_result(
+        yield (
             f"GPU:      {device['name']}, compute capability {device['capability']}, {device['memory_gb']} GB; "
             f"CUDA {device['cuda']}, cuDNN {device['cudnn']}; networks run in {device['precision']}"
         )
     else:
-        print_result(f"GPU:      none that is used; networks run on {device['type']} in {device['precision']}")
+        yield f"GPU:      none that is used; networks run on {device['type']} in {device['precision']}"
     versions = (f"{name} {version or '(not installed)'}" for name, version in content["versions"].items())
-    print_result(f"versions: {', '.join(versions)}")
+    yield f"versions: {', '.join(versions)}"
     table = Table("block", "shape", "pass", "path", "why", title=network)
     for row in content["blocks"]:
         for number, pass_ in enumerate(("inference", "training")):
             first = ("", "") if number else (row["block"], row["text"])
             table.add_row(*first, pass_, row[pass_]["path"], row[pass_]["why"])
-    print_result(table)
+    yield table
     test = content["self_test"]
     if test["why_not"]:
-        print_result(f"self-test of the kernels: none, {test['why_not']}")
+        yield f"self-test of the kernels: none, {test['why_not']}"
     for result in test["results"]:
         verdict = "right" if result["right"] else "WRONG"
-        print_result(
-            f"self-test of {result['name']}: {verdict}, error {result['error']:.1e} of {result['tolerance']:.1e}"
-        )
+        yield f"self-test of {result['name']}: {verdict}, error {result['error']:.1e} of {result['tolerance']:.1e}"

@@ -5,8 +5,10 @@ from typing import Annotated
 
 import typer
 
-from kitsattn.cli.console import command_line, print_json, print_result, progress_bars, say
+from kitsattn.cli.console import command_line, say
 from kitsattn.cli.options import Application, JsonOption, WorkspaceOption
+from kitsattn.cli.output import Output
+from kitsattn.cli.progress import progress_bars
 from kitsattn.errors import KitsattnError
 from kitsattn.workspace import Workspace
 
@@ -87,24 +89,21 @@ def kits19(
             parallel=parallel,
             progress=progress,
         )
-    if json:
-        print_json(
-            {
-                "dataset": NAME,
-                "folder": str(folder),
-                "cases": [f"case_{number:05}" for number in numbers],
-                "fetched": [str(path) for path in result.fetched],
-                "present": [str(path) for path in result.present],
-                "failed": [
-                    {"file": str(failure.file.path), "url": failure.file.url, "reason": failure.reason}
-                    for failure in result.failures
-                ],
-                "licence": LICENCE,
-                "citation": CITATIONS[NAME],
-            }
-        )
-    else:
-        print_result(f"{len(result.fetched)} files fetched, {len(result.present)} were there already: {folder}")
+    content = {
+        "dataset": NAME,
+        "folder": str(folder),
+        "cases": [f"case_{number:05}" for number in numbers],
+        "fetched": [str(path) for path in result.fetched],
+        "present": [str(path) for path in result.present],
+        "failed": [
+            {"file": str(failure.file.path), "url": failure.file.url, "reason": failure.reason}
+            for failure in result.failures
+        ],
+        "licence": LICENCE,
+        "citation": CITATIONS[NAME],
+    }
+    lines = [f"{len(result.fetched)} files fetched, {len(result.present)} were there already: {folder}"]
+    Output(json).show(content, lines)
     if result.failures:
         count = len(result.failures)
         which, them = ("1 file", "it") if count == 1 else (f"{count} files", "them")

@@ -1,17 +1,22 @@
 """`kitsattn models`: networks, trained models that come with kitsattn, what a checkpoint says of itself, exports."""
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kitsattn.cli.console import print_json, print_result, warn
+from kitsattn.cli.console import warn
 from kitsattn.cli.options import Application, JsonOption, OverwriteOption
+from kitsattn.cli.output import Output
 from kitsattn.errors import KitsattnError
 from kitsattn.files import expand_path
 from kitsattn.notices import SYNTHETIC_MODEL_NOTICE
 from kitsattn.words import suggest
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 app = Application(help="List, describe and export networks and trained models.", no_args_is_help=True)
 
@@ -25,8 +30,6 @@ def list_models(*, json: JsonOption = False) -> None:
 
     Example: kitsattn models list
     """
-    from rich.table import Table
-
     from kitsattn.checkpoint.shipped import NAMES
     from kitsattn.models import model_names
 
@@ -37,20 +40,23 @@ def list_models(*, json: JsonOption = False) -> None:
             weights.append(_shipped(name))
         except KitsattnError as error:
             warn(str(error))
-    if json:
-        rows = [{**{key: row[key] for key in ("name", "parameters")}, "kind": "network"} for row in networks]
-        print_json([*rows, *weights])
-        return
+    rows = [{**{key: row[key] for key in ("name", "parameters")}, "kind": "network"} for row in networks]
+    Output(json).show([*rows, *weights], _tables(networks, weights))
+
+
+def _tables(networks: Sequence[Mapping[str, Any]], weights: Sequence[Mapping[str, Any]]) -> "Iterator[Table]":
+    from rich.table import Table
+
     if weights:
         table = Table("trained model", "parameters", "size", "accuracy on real scans", "licence")
         for row in weights:
             size = f"{row['size_bytes'] / 1e6:.1f} MB"
             table.add_row(row["name"], f"{row['parameters'] / 1e6:.1f} M", size, row["accuracy"], row["licence"])
-        print_result(table)
+        yield table
     table = Table("network", "parameters", "slices")
     for row in networks:
         table.add_row(row["name"], f"{row['parameters'] / 1e6:.1f} M", str(row["config"]["slices"]))
-    print_result(table)
+    yield table
 
 
 @app.command("describe")
@@ -76,10 +82,8 @@ def describe(
         content, card = _checkpoint(expand_path(what)), ""
     else:
         content, card = _network(what), ""
-    if json:
-        print_json({**content, "card": card} if card else content)
-    else:
-        print_result("\n".join([*_lines(content), *(["", card.rstrip()] if card else [])]))
+    lines = [*_lines(content), *(["", card.rstrip()] if card else [])]
+    Output(json).show({**content, "card": card} if card else content, lines)
 
 
 @app.command("export")
@@ -113,20 +117,17 @@ def export(
     result = export_checkpoint(path, output, metadata, overwrite=overwrite)
     if result.synthetic:
         warn(SYNTHETIC_MODEL_NOTICE)
-    if json:
-        print_json(
-            {
-                "input": str(path),
-                "output": str(output),
-                "slices": result.slices,
-                "classes": result.classes,
-                "difference": result.difference,
-                "synthetic": result.synthetic,
-            }
-        )
-    else:
-        shapes = f"(batch, {result.slices}, height, width) to {result.classes} logits a pixel"
-        print_result(f"{output}: {shapes}; differs from {file} by {result.difference:.1g} of the largest logit")
+    shapes = f"(batch, {result.slices}, height, width) to {result.classes} logits a pixel"
+    difference = f"differs from {file} by {result.difference:.1g} of the largest logit"
+    content = {
+        "input": str(path),
+        "output": str(output),
+        "slices": result.slices,
+        "classes": result.classes,
+        "difference": result.difference,
+        "synthetic": result.synthetic,
+    }
+    Output(json).show(content, [f"{output}: {shapes}; {difference}"])
 
 
 def _network(name: str) -> dict[str, Any]:

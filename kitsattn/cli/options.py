@@ -1,14 +1,12 @@
 """Options that several commands share, with the same name, type and help everywhere."""
 
 from collections.abc import Callable
-from enum import StrEnum
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
-from kitsattn.errors import KitsattnError
 from kitsattn.files import expand_path
 from kitsattn.labels import KITS19, KITS23, ScoringProtocol
 
@@ -18,35 +16,14 @@ AUTO = "auto"
 """The batch size that is chosen by memory."""
 
 
-class Device(StrEnum):
-    """Choices of --device."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-    mps = "mps"
-
-
-class Precision(StrEnum):
-    """Choices of --precision."""
-
-    auto = "auto"
-    fp32 = "fp32"
-    bf16 = "bf16"
-    fp16 = "fp16"
-
-
-class Protocol(StrEnum):
-    """Choices of --protocol."""
-
-    auto = "auto"
-    kits19 = "kits19"
-    kits23 = "kits23"
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Protocol = Literal["auto", "kits19", "kits23"]
 
 
 def named_protocol(choice: Protocol) -> ScoringProtocol | None:
     """Return the protocol that was named; None leaves it to the data."""
-    return {Protocol.kits19: KITS19, Protocol.kits23: KITS23}.get(choice)
+    return next((protocol for protocol in (KITS19, KITS23) if protocol.key == choice), None)
 
 
 def batch_size_check(least: int) -> Callable[[str | None], str | None]:
@@ -125,14 +102,3 @@ SchedulerOption = Annotated[
         show_default=False,
     ),
 ]
-
-
-def check_suffix(path: Path, *suffixes: str) -> None:
-    """Refuse a file that is not named as what it will be: it might be a scan or label map, and be lost.
-
-    Raises:
-        KitsattnError: If its name ends in none of the suffixes.
-    """
-    if not path.name.lower().endswith(suffixes):
-        msg = f"{path} has no suffix of its format: name it {' or '.join(suffixes)}"
-        raise KitsattnError(msg)

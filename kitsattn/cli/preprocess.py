@@ -1,19 +1,22 @@
 """`kitsattn preprocess`: raw scans and label maps become prepared cases."""
 
-from collections.abc import Sequence
-from enum import StrEnum
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from kitsattn.cli.console import command_line, log_file, print_json, print_result, progress_bars, say
+from kitsattn.cli.console import command_line, log_file, say
 from kitsattn.cli.options import AssumeHuOption, JsonOption, SchedulerOption, WorkspaceOption
+from kitsattn.cli.output import Output
+from kitsattn.cli.progress import progress_bars
 from kitsattn.errors import KitsattnError
 from kitsattn.words import plural
 from kitsattn.workspace import Workspace
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from kitsattn.datasets.dataset import Dataset
     from kitsattn.jobs import Progress
     from kitsattn.preprocess.run import Preprocessed
@@ -22,21 +25,10 @@ if TYPE_CHECKING:
 _COLOURS = {"error": "red", "warning": "yellow", "note": "dim"}
 
 
-class Window(StrEnum):
-    """Choices of --window."""
-
-    paper = "paper"
-    nnunet = "nnunet"
-
-
-class Layout(StrEnum):
-    """Choices of --layout."""
-
-    kits19 = "kits19"
-    kits21 = "kits21"
-    kits23 = "kits23"
-    nnunet = "nnunet"
-    pairs = "pairs"
+Window = Literal["paper", "nnunet"]
+"""`kitsattn.preprocess.plan.Window`, without NumPy."""
+Layout = Literal["kits19", "kits21", "kits23", "nnunet", "pairs"]
+"""One of `kitsattn.datasets.find.LAYOUTS`."""
 
 
 def preprocess(
@@ -107,7 +99,7 @@ def preprocess(
         if one and other:
             msg = f"{one} does not go with {other}: {reason}; leave one of them out"
             raise KitsattnError(msg)
-    places = Workspace.choose(workspace)
+    output, places = Output(json), Workspace.choose(workspace)
     named = [] if raw is None else [raw]
     if raw is None:
         raw = places.raw_dataset()
@@ -121,7 +113,7 @@ def preprocess(
             findings = verify_dataset(
                 dataset, workers=workers, scheduler=scheduler, assume_hu=assume_hu, progress=progress
             )
-        _print_verified(dataset, findings, following=following, json=json)
+        _show_verified(dataset, findings, following=following, output=output)
         return
     folder = places.preprocessed / dataset.name
     with log_file(folder / "preprocess.log"), progress_bars() as progress:
@@ -129,7 +121,7 @@ def preprocess(
             dataset,
             folder,
             spacing_mm=spacing,
-            window=(window or Window.paper).value,
+            window=window or "paper",
             plan_file=plan,
             workers=workers,
             scheduler=scheduler,
@@ -140,20 +132,28 @@ def preprocess(
         following = command_line("train", *_choice(places, folder), "--fold", "0", workspace=workspace)
         page = _report(result, following, workers, scheduler, progress) if report else None
     prepared = result.dataset
-    if json:
-        content = {"dataset": prepared.name, "folder": str(folder), "cases": list(prepared.cases), "kept": result.kept}
-        print_json({**content, "report": None if page is None else str(page), "findings": _plain(result.findings)})
-    else:
-        _print_findings(result.findings, but="note")
-        kept = f", {result.kept} of them before" if result.kept else ""
-        print_result(f"{plural(len(prepared.cases), 'case')} prepared{kept} in {folder}")
-        if page is not None:
-            print_result(f"report: {page}")
-        notes = sum(finding.severity == "note" for finding in result.findings)
-        if notes:
-            say(f"notes on these data: {notes}, see preprocess.log there, --report or --verify")
-        say(f"next: {following}")
+    content = {
+        "dataset": prepared.name,
+        "folder": str(folder),
+        "cases": list(prepared.cases),
+        "kept": result.kept,
+        "report": None if page is None else str(page),
+        "findings": _plain(result.findings),
+    }
+    output.show(content, _describe(result, folder, page))
+    notes = sum(finding.severity == "note" for finding in result.findings)
+    if notes:
+        output.say(f"notes on these data: {notes}, see preprocess.log there, --report or --verify")
+    output.say(f"next: {following}")
     _refuse_wrong(result.findings, len(dataset.cases))
+
+
+def _describe(result: "Preprocessed", folder: Path, page: Path | None) -> "Iterator[str | Table]":
+    yield from _findings_table(result.findings, but="note")
+    kept = f", {result.kept} of them before" if result.kept else ""
+    yield f"{plural(len(result.dataset.cases), 'case')} prepared{kept} in {folder}"
+    if page is not None:
+        yield f"report: {page}"
 
 
 def _choice(places: Workspace, folder: Path) -> list[str]:
@@ -173,16 +173,14 @@ def _report(
     return report_dataset(result, next_step=following, workers=workers, scheduler=scheduler, progress=progress)
 
 
-def _print_verified(dataset: "Dataset", findings: "Sequence[Finding]", *, following: str, json: bool) -> None:
-    """Print what was found in a data set; end with an error if a case cannot be used."""
-    if json:
-        print_json({"dataset": dataset.name, "cases": len(dataset.cases), "findings": _plain(findings)})
-    else:
-        _print_findings(findings)
-        wrong = {finding.case_id for finding in findings if finding.severity == "error"}
-        print_result(f"{plural(len(dataset.cases), 'case')} read, {len(wrong) or 'none'} with errors")
-        if len(wrong) < len(dataset.cases):
-            say(f"next: {following}")
+def _show_verified(dataset: "Dataset", findings: "Sequence[Finding]", *, following: str, output: Output) -> None:
+    """Show what was found in a data set; end with an error if a case cannot be used."""
+    wrong = {finding.case_id for finding in findings if finding.severity == "error"}
+    summary = f"{plural(len(dataset.cases), 'case')} read, {len(wrong) or 'none'} with errors"
+    content = {"dataset": dataset.name, "cases": len(dataset.cases), "findings": _plain(findings)}
+    output.show(content, (*_findings_table(findings), summary))
+    if len(wrong) < len(dataset.cases):
+        output.say(f"next: {following}")
     _refuse_wrong(findings, len(dataset.cases))
 
 
@@ -190,8 +188,8 @@ def _plain(findings: "Sequence[Finding]") -> list[dict[str, str | None]]:
     return [{"case": found.case_id, "severity": found.severity, "text": found.text} for found in findings]
 
 
-def _print_findings(findings: "Sequence[Finding]", *, but: str = "") -> None:
-    """Print the findings, except those of the severity `but`; nothing where there are none."""
+def _findings_table(findings: "Sequence[Finding]", *, but: str = "") -> "list[Table]":
+    """Return a table of the findings, except those of the severity `but`; none if nothing was found."""
     from rich.table import Table
     from rich.text import Text
 
@@ -200,8 +198,7 @@ def _print_findings(findings: "Sequence[Finding]", *, but: str = "") -> None:
         if finding.severity != but:
             severity = Text(finding.severity, style=_COLOURS[finding.severity])
             table.add_row(severity, finding.case_id or "all", Text(finding.text))
-    if table.row_count:
-        print_result(table)
+    return [table] if table.row_count else []
 
 
 def _refuse_wrong(findings: "Sequence[Finding]", cases: int) -> None:

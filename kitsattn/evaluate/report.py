@@ -64,7 +64,7 @@ def write_report(
     title: str,
     provenance: Mapping[str, str],
     synthetic: bool,
-    images: Mapping[str, Path],
+    images: Mapping[str, Path | bytes],
     next_steps: Mapping[str, str] | None = None,
 ) -> None:
     """Write the scores as a one-page HTML that needs no other file, atomically, replacing an existing one.
@@ -75,7 +75,7 @@ def write_report(
         title: The page's headline.
         provenance: What the scores were made with, by name.
         synthetic: Whether the cases, or the training data of the model, are phantoms.
-        images: Id of a scored case to its overlay sheet, a PNG.
+        images: Id of a scored case to its overlay sheet, a PNG or the file that holds it.
         next_steps: What to type next: command to purpose.
 
     Raises:
@@ -117,16 +117,18 @@ def write_picture(path: Path, scores: Scores, *, title: str, synthetic: bool) ->
     scores_sheet(path, panels, title=title, note=SYNTHETIC_SCORES_NOTICE if synthetic else RESEARCH_NOTICE)
 
 
-def draw_case(path: Path, pair: CasePair, protocol: ScoringProtocol) -> None:
-    """Draw the outlines of prediction and reference on slices of the scan, as a PNG; without a scan on black.
+def draw_case(pair: CasePair, protocol: ScoringProtocol) -> bytes:
+    """Draw the outlines of prediction and reference on slices of the scan, or on black without a scan.
 
     Args:
-        path: The PNG.
         pair: A case that was scored.
         protocol: What its labels are; values that it does not know are background.
 
+    Returns:
+        A PNG.
+
     Raises:
-        KitsattnError: If a label map cannot be read or the PNG cannot be written.
+        KitsattnError: If a label map cannot be read.
     """
     from kitsattn.figures.overlay import overlay_sheet  # noqa: PLC0415 - see above
 
@@ -138,7 +140,7 @@ def draw_case(path: Path, pair: CasePair, protocol: ScoringProtocol) -> None:
     if scan is None:
         scan = reference.with_array(np.full(reference.array.shape, _AIR_HU, np.int16))
     parts = protocol in (KITS19, KITS23)
-    overlay_sheet(path, scan, known[predicted], reference.array, title=pair.case, note=note, parts=parts)
+    return overlay_sheet(scan, known[predicted], reference.array, title=pair.case, note=note, parts=parts)
 
 
 def _find_scan(pair: CasePair, geometry: Geometry) -> tuple[Volume | None, str]:
@@ -263,7 +265,7 @@ def _describe_labels(region: Region, protocol: ScoringProtocol) -> str:
     return f"label {members[0]}" if len(members) == 1 else f"labels {_enumerate(members)} as one region"
 
 
-def _picture(scored: CaseScores, scoring: Scoring, image: Path) -> Picture:
+def _picture(scored: CaseScores, scoring: Scoring, image: Path | bytes) -> Picture:
     sentences = []
     for metric in scoring.metrics:
         values = [

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from io import BytesIO
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +15,6 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 from kitsattn.figures.slices import Labels, SheetSlices, choose_slices
-from kitsattn.files import atomic_path
 from kitsattn.labels import BACKGROUND, CYST, LABEL_COLOURS, TUMOUR
 from kitsattn.volume.geometry import Geometry
 from kitsattn.volume.volume import Volume
@@ -112,7 +111,6 @@ _FOOTNOTE = (
 
 
 def overlay_sheet(
-    path: Path,
     scan: Volume,
     predicted: Labels | None,
     reference: Labels | None,
@@ -120,15 +118,14 @@ def overlay_sheet(
     title: str,
     note: str = "",
     parts: bool = True,
-) -> None:
-    """Draw the outlines of kidney and tumour on slices of a scan, as a PNG.
+) -> bytes:
+    """Draw the outlines of kidney and tumour on slices of a scan.
 
     The sheet has axial views and one coronal view, chosen by `choose_slices` and drawn in the radiological
     convention: the patient's right on the left. One outline is around all that is labelled, one around the tumour,
     one around cysts where they are labelled; the prediction's are solid, the reference's dashed.
 
     Args:
-        path: The PNG to write, atomically; an existing one is replaced.
         scan: The CT in HU.
         predicted: Predicted labels on the scan's grid, (z, y, x); None if there are none to show.
         reference: Reference labels, the same.
@@ -136,8 +133,10 @@ def overlay_sheet(
         note: A line below it, e.g. that the data are synthetic. Both stand in the PNG's metadata too.
         parts: Whether labels are those of KiTS; of other ones there is one outline, around all of them.
 
+    Returns:
+        A PNG.
+
     Raises:
-        KitsattnError: If the file cannot be written.
         ValueError: If a label map has another shape than the scan.
     """
     outlines = [
@@ -162,31 +161,32 @@ def overlay_sheet(
     ):
         _write(figure, text, down_in, color=colour, fontsize=size, fontweight=weight)
     _draw_legend(figure, views, "upper left", (_EDGE_IN, 0.9), fontsize=11, parts=parts)
-    _save(figure, path, format="png", metadata={"Title": headline, "Description": note})
+    return _to_bytes(figure, format="png", metadata={"Title": headline, "Description": note})
 
 
-def compact_sheet(path: Path, views: Sequence[View], *, title: str) -> None:
+def compact_sheet(views: Sequence[View], *, title: str) -> bytes:
     """Draw up to four views two abreast as a small WebP, 900 pixels wide; all sheets of four have the same size.
 
     Args:
-        path: The WebP to write, atomically; an existing one is replaced.
         views: What to draw.
         title: The sheet's headline, one line.
 
-    Raises:
-        KitsattnError: If the file cannot be written.
+    Returns:
+        A WebP.
     """
     figure = _draw_panels(views, _COMPACT)
     _write(figure, title, 0.22, color=_TEXT, fontsize=12, fontweight="bold")
     _draw_legend(figure, views, "upper right", (_COMPACT.width_in - _EDGE_IN, 0.14), fontsize=9)
-    _save(figure, path, format="webp", pil_kwargs=_WEBP)
+    return _to_bytes(figure, format="webp", pil_kwargs=_WEBP)
 
 
-def _save(figure: Figure, path: Path, **settings: Any) -> None:  # noqa: ANN401 - matplotlib's
-    with atomic_path(path) as temporary, warnings.catch_warnings():
+def _to_bytes(figure: Figure, **settings: Any) -> bytes:  # noqa: ANN401 - matplotlib's
+    picture = BytesIO()
+    with warnings.catch_warnings():
         # A name may hold letters that the font lacks: a box in their place is fine.
         warnings.filterwarnings("ignore", "Glyph .* missing from")
-        figure.savefig(temporary, **settings)
+        figure.savefig(picture, **settings)
+    return picture.getvalue()
 
 
 def _axial_view(scan: Volume, outlines: Sequence[tuple[Pen, Labels]], slices: SheetSlices, z: int) -> View:

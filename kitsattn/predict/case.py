@@ -4,15 +4,13 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kitsattn import __version__
 from kitsattn.errors import KitsattnError
-from kitsattn.files import check_target, write_json
+from kitsattn.files import check_target, write_bytes, write_json
 from kitsattn.jobs import Progress, silent
 from kitsattn.labels import BACKGROUND
 from kitsattn.notices import RESEARCH_NOTICE, SYNTHETIC_MODEL_NOTICE
@@ -169,7 +167,8 @@ def write_case(
 
         notice = SYNTHETIC_MODEL_NOTICE if ensemble.synthetic else RESEARCH_NOTICE
         title = f"{case.name}: {describe_volumes(volumes)}"
-        overlay_sheet(case.preview, scan, labels.array, None, title=title, note=notice, parts=knows_classes(classes))
+        sheet = overlay_sheet(scan, labels.array, None, title=title, note=notice, parts=knows_classes(classes))
+        write_bytes(case.preview, sheet)
     picture = _small_picture(case.name, scan, labels) if case.pictured else None
     # Last: where it is, all is.
     if case.target.suffix.lower() == DICOM_SUFFIX:
@@ -221,12 +220,9 @@ def provenance_note(ensemble: Ensemble, *, assumed_hu: bool = False) -> str:
 
 
 def _small_picture(name: str, scan: Volume, labels: Volume) -> bytes:
-    from kitsattn.preprocess.preview import write_preview  # noqa: PLC0415 - see above
+    from kitsattn.preprocess.preview import draw_preview  # noqa: PLC0415 - see above
 
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "picture.webp"
-        write_preview(path, scan.array, labels.array, spacing_mm=scan.geometry.spacing_mm, case_id=name)
-        return path.read_bytes()
+    return draw_preview(scan.array, labels.array, spacing_mm=scan.geometry.spacing_mm, case_id=name)
 
 
 def _describe(report: PostprocessReport) -> str:

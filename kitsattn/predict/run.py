@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 from kitsattn.errors import KitsattnError
 from kitsattn.jobs import Progress, silent, unforeseen
-from kitsattn.predict.case import DEFAULT_RULES, Prediction, predict_scan, read_case, write_case
+from kitsattn.predict.case import DEFAULT_RULES, Prediction, predict_scan, read_case, recall_case, write_case
 from kitsattn.predict.cases import PredictionCase
 from kitsattn.predict.infer import Ensemble, Inference
 from kitsattn.predict.postprocess import Postprocessing
+from kitsattn.ranks import Ranks
 from kitsattn.volume.volume import Volume
 
 Result = TypeVar("Result")
@@ -77,6 +79,49 @@ def predict_cases(
     if len(cases) > 1:
         progress("cases", len(cases), len(cases))
     return results
+
+
+def predict_shared(
+    ensemble: Ensemble,
+    cases: Sequence[PredictionCase],
+    inference: Inference | None = None,
+    *,
+    ranks: Ranks,
+    locator: Ensemble | None = None,
+    rules: Postprocessing | None = DEFAULT_RULES,
+    overwrite: bool = False,
+    first_scan: Callable[[], Volume] | None = None,
+    progress: Progress = silent,
+) -> dict[str, Prediction | KitsattnError]:
+    """Predict cases in several processes, each of which does its share; see `predict_cases`.
+
+    Returns:
+        In every process, what was predicted of all cases by name, or the error that a case failed with.
+    """
+    own = predict_cases(
+        ensemble,
+        ranks.share(cases),
+        inference,
+        locator=locator,
+        rules=rules,
+        overwrite=overwrite,
+        first_scan=first_scan,
+        progress=progress,
+    )
+    return _join(cases, ranks.all_gather(own))
+
+
+def recall_shared(
+    ensemble: Ensemble, cases: Sequence[PredictionCase], ranks: Ranks
+) -> dict[str, Prediction | KitsattnError]:
+    """Read what was predicted of cases earlier, each process its share; see `recall_case`."""
+    own = [attempt(case, partial(recall_case, ensemble, case)) for case in ranks.share(cases)]
+    return _join(cases, ranks.all_gather(own))
+
+
+def _join(cases: Sequence[PredictionCase], shares: Sequence[Sequence[Result]]) -> dict[str, Result]:
+    """Return the results by name of the case, from the shares of all processes."""
+    return {case.name: shares[number % len(shares)][number // len(shares)] for number, case in enumerate(cases)}
 
 
 def attempt(case: PredictionCase, work: Callable[[], Result]) -> Result | KitsattnError:

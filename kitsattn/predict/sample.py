@@ -11,6 +11,7 @@ from kitsattn.datasets.sample_ct import SampleCT
 from kitsattn.errors import KitsattnError
 from kitsattn.evaluate.overlap import count_overlap
 from kitsattn.evaluate.region import region_mask
+from kitsattn.files import write_bytes
 from kitsattn.jobs import Progress, silent
 from kitsattn.labels import protocol_of
 from kitsattn.notices import RESEARCH_NOTICE, SYNTHETIC_MODEL_NOTICE
@@ -93,14 +94,14 @@ def segment_sample(
     from kitsattn.figures.overlay import overlay_sheet  # noqa: PLC0415 - see above
 
     notice = SYNTHETIC_MODEL_NOTICE if ensemble.synthetic else RESEARCH_NOTICE
-    overlay_sheet(
-        picture,
+    sheet = overlay_sheet(
         scan(),
         labels,
         reference,
         title=f"Sample CT: {describe_volumes(predicted.volumes_ml)}; kidney Dice {score:.3f}",
         note=textwrap.fill(f"{notice} CT: {sample.citation}; {sample.licence}.", _LINE),
     )
+    write_bytes(picture, sheet)
     return SegmentedSample(sample, case.target, picture, {kidneys.key: score}, predicted.volumes_ml)
 
 

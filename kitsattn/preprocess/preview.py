@@ -1,7 +1,5 @@
 """A small picture of a prepared case with its labels, for people who look through a data set."""
 
-from pathlib import Path
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,24 +10,23 @@ from kitsattn.volume.geometry import Geometry, Triple
 _AXIAL = 3
 
 
-def write_preview(
-    path: Path, hu: NDArray[np.int16], labels: NDArray[np.uint8], *, spacing_mm: Triple, case_id: str
-) -> None:
+def draw_preview(hu: NDArray[np.int16], labels: NDArray[np.uint8], *, spacing_mm: Triple, case_id: str) -> bytes:
     """Draw whole prepared slices with the outlines of what is labelled: three axial ones and a coronal one.
 
     The axial slices are those with the largest area of tumour, of the right and of the left kidney, the coronal one
     that with the largest area of all that is labelled.
 
     Args:
-        path: The WebP to write, atomically; an existing one is replaced.
         hu: (z, height, width) on the prepared grid, in HU. Only the slices that are drawn are read, so a stored array
             that unpacks what it is asked for, such as blosc2's, will do.
         labels: Of the same shape; they are read slice by slice, and may be stored too.
         spacing_mm: Of the prepared grid, (z, y, x).
         case_id: The case; "nothing labelled" is added to the headline where that is so.
 
+    Returns:
+        A WebP.
+
     Raises:
-        KitsattnError: If the file cannot be written.
         ValueError: If labels and scan differ in shape.
     """
     depth, height, _ = shape = labels.shape
@@ -43,4 +40,4 @@ def write_preview(
     # z grows upwards in the patient, rows grow downwards in the picture.
     coronal, outlined = hu[:, y][::-1], labels[:, y][::-1]
     views.append(View(f"coronal {y + 1} of {height}", coronal, ((LABELLED, outlined),), (z_step, x_step)))
-    compact_sheet(path, views, title=case_id if slices.kidney_found else f"{case_id}: nothing labelled")
+    return compact_sheet(views, title=case_id if slices.kidney_found else f"{case_id}: nothing labelled")

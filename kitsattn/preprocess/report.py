@@ -12,11 +12,12 @@ from kitsattn.errors import KitsattnError
 from kitsattn.figures.overlay import COMPACT_SIZE
 from kitsattn.figures.page import Gallery, Leaf, Leaves, Link, Page, Picture, Table, write_page
 from kitsattn.figures.plots import plot_intensities, plot_sizes, plot_spacing, plot_volumes
+from kitsattn.files import write_bytes
 from kitsattn.jobs import Progress, available_cores, silent, try_cases
 from kitsattn.notices import RESEARCH_NOTICE
 from kitsattn.preprocess.fingerprint import Fingerprint
 from kitsattn.preprocess.plan import Plan
-from kitsattn.preprocess.preview import write_preview
+from kitsattn.preprocess.preview import draw_preview
 from kitsattn.preprocess.run import REPORT_FILE, Preprocessed
 from kitsattn.preprocess.store import PreparedDataset
 from kitsattn.preprocess.verify import Finding
@@ -110,7 +111,7 @@ def write_report(
         fingerprints: Of the prepared cases, at least one, in the order in which they are shown.
         findings: What is wrong or odd, in the order in which it is shown. A case that has findings but no fingerprint
             is listed as not prepared.
-        previews: Prepared case to its picture, as `write_preview` draws it. A case without one is listed all the same.
+        previews: Prepared case to its picture, as `draw_preview` draws it. A case without one is listed all the same.
         synthetic: Whether the cases are phantoms.
         provenance: What the data come from and were prepared with, by name.
         next_steps: What to type next: command to purpose.
@@ -148,7 +149,7 @@ def _draw_preview(dataset: PreparedDataset, case_id: str) -> Path:
     path = dataset.folder / PREVIEWS_FOLDER / f"{case_id}.webp"
     if not path.is_file() or path.stat().st_mtime_ns < case.file.stat().st_mtime_ns:
         with case.opened() as (hu, labels):
-            write_preview(path, hu, labels, spacing_mm=case.spacing_mm, case_id=case_id)
+            write_bytes(path, draw_preview(hu, labels, spacing_mm=case.spacing_mm, case_id=case_id))
     return path
 
 

@@ -11,8 +11,9 @@ from kitsattn.checkpoint.header import read_header
 from kitsattn.checkpoint.state import training_state_from_json
 from kitsattn.jobs import available_memory
 from kitsattn.ranks import Ranks
-from kitsattn.train.job import LAST, FoldJob
+from kitsattn.train.job import FoldJob
 from kitsattn.train.learner import fresh, train_batch
+from kitsattn.train.names import LAST
 
 _FEWEST, _MOST = 2, 64
 """The ASPP's image pooling is normalised over two samples or more; more than 64 are not what a recipe was made for."""
@@ -22,22 +23,22 @@ _GPU_SHARE, _CPU_SHARE = 0.9, 0.5
 _log = logging.getLogger(__name__)
 
 
-def choose_batch_size(job: FoldJob, *, go_on: bool) -> int:
+def choose_batch_size(job: FoldJob, *, resume: bool) -> int:
     """Return the samples of a batch of all processes together, the most that fit; a resumed training keeps its own.
 
     Args:
         job: The training; the batch size of its recipe is not used.
-        go_on: Whether it goes on from `last.safetensors` where that is there.
+        resume: Whether it continues from `last.safetensors` if that exists.
 
     Raises:
         KitsattnError: If that checkpoint cannot be read.
     """
     last = job.folder / LAST
-    if go_on and last.exists():
+    if resume and last.exists():
         header, _ = read_header(last)
         if header.training is not None:
             return int(training_state_from_json(header.training, str(last)).recipe["batch_size"])
-    fits = -int(job.ranks.highest([-largest_batch(job)])[0])
+    fits = -int(job.ranks.all_reduce_max([-largest_batch(job)])[0])
     _log.info("batch size: %d samples, the most that fit (up to %d a process)", fits * job.ranks.size, _MOST)
     return fits * job.ranks.size
 

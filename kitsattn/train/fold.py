@@ -22,9 +22,10 @@ from kitsattn.kernels.precision import mixed_precision
 from kitsattn.ranks import lost_rank
 from kitsattn.threads import threads_beside_others
 from kitsattn.train.fit import largest_batch
-from kitsattn.train.job import BEST, JOURNAL, LAST, PROGRESS, FoldJob
+from kitsattn.train.job import FoldJob
 from kitsattn.train.journal import EpochRecord, append_record, draw_journal, peak_memory, truncate_journal
-from kitsattn.train.learner import Learner, batch_loss, forget, resume, save, start, train_batch
+from kitsattn.train.learner import Learner, batch_loss, forget, resume_learner, save, start_learner, train_batch
+from kitsattn.train.names import BEST, JOURNAL, LAST, PROGRESS
 from kitsattn.train.watch import Watch, signals_held_back
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def ignore(job: FoldJob, record: EpochRecord) -> None:
 def train_fold(
     job: FoldJob,
     *,
-    go_on: bool = True,
+    resume: bool = True,
     save_every_minutes: float = 5.0,
     deadline: float | None = None,
     progress: Progress = silent,
@@ -59,7 +60,7 @@ def train_fold(
 
     Args:
         job: What to train.
-        go_on: Whether to go on from `last.safetensors` where it is there.
+        resume: Whether to continue from `last.safetensors` if it exists.
         save_every_minutes: How much of an epoch is lost at most when the process is killed.
         deadline: When to save and stop, as a time of `time.monotonic`; None trains to the end.
         progress: Called after each batch with the batches done.
@@ -81,7 +82,7 @@ def train_fold(
                 Watch(f"fold {job.fold}", job.ranks, asked, save_every_minutes, deadline),
                 adapting,
                 epoch_end,
-                go_on=go_on,
+                resume=resume,
             )
         return job.folder / BEST
     except torch.OutOfMemoryError:
@@ -107,7 +108,7 @@ def _threads(job: FoldJob, progress: Progress) -> AbstractContextManager[Progres
     return threads_beside_others(progress, most)
 
 
-def _begin(job: FoldJob, *, go_on: bool) -> Learner:
+def _begin(job: FoldJob, *, resume: bool) -> Learner:
     """Resume, or start anew."""
     if job.recipe.batch_size % job.ranks.size:
         nearest = max(1, round(job.recipe.batch_size / job.ranks.size)) * job.ranks.size
@@ -117,32 +118,32 @@ def _begin(job: FoldJob, *, go_on: bool) -> Learner:
         )
         raise KitsattnError(msg)
     last = job.folder / LAST
-    resumed = go_on and last.exists()
-    job.ranks.meet()  # all have looked before the first one removes anything
+    resumed = resume and last.exists()
+    job.ranks.barrier()  # all have looked before the first one removes anything
     if resumed:
-        learner = resume(job, last)
+        learner = resume_learner(job, last)
         within = f" and {learner.batch} batches" if learner.batch else ""
         _log.info("fold %d: resuming after %d of %d epochs%s", job.fold, learner.epoch, job.recipe.epochs, within)
     else:
-        if job.ranks.leads:
+        if job.ranks.is_main:
             forget(job.folder)
-        learner = start(job)
-    if job.ranks.leads and not learner.finished:
+        learner = start_learner(job)
+    if job.ranks.is_main and not learner.finished:
         job.folder.mkdir(parents=True, exist_ok=True)
         truncate_journal(job.folder / JOURNAL, learner.epoch)
     return learner
 
 
-def _train(job: FoldJob, watch: Watch, progress: Progress, epoch_end: EpochEnd, *, go_on: bool) -> None:
+def _train(job: FoldJob, watch: Watch, progress: Progress, epoch_end: EpochEnd, *, resume: bool) -> None:
     """Begin, then train epoch by epoch."""
-    learner = _begin(job, go_on=go_on)
+    learner = _begin(job, resume=resume)
     if learner.finished:
         return
     watch.save = partial(save, job, learner)
     with closing(_load(job, learner, watch)) as batches:
         while learner.epoch < job.recipe.epochs and not learner.finished:
             _train_epoch(job, learner, batches, watch, progress=progress, epoch_end=epoch_end)
-    job.ranks.meet()  # the best checkpoint is there for all
+    job.ranks.barrier()  # the best checkpoint is there for all
 
 
 def _train_epoch(
@@ -190,7 +191,7 @@ def _train_epoch(
         skipped=skipped,
         peak_memory_bytes=peak_memory(job.device),
     )
-    if job.ranks.leads:
+    if job.ranks.is_main:
         # `last` at the end: whatever a crash leaves before it is written anew when the epoch is repeated.
         append_record(job.folder / JOURNAL, record)
         save(job, learner, epoch_ended=True, improved=improved)
@@ -257,9 +258,9 @@ def _validate(
         watch.check()
     dice = {}
     for key, own in counts.items():
-        both, found_pixels, true_pixels = job.ranks.sums(own.tolist())
+        both, found_pixels, true_pixels = job.ranks.all_reduce_sum(own.tolist())
         dice[key] = 1.0 if not found_pixels + true_pixels else 2 * both / (found_pixels + true_pixels)
-    return job.ranks.sums([float(np.mean(losses))])[0] / job.ranks.size, dice
+    return job.ranks.all_reduce_sum([float(np.mean(losses))])[0] / job.ranks.size, dice
 
 
 def _draw_progress(job: FoldJob) -> None:

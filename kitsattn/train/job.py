@@ -15,14 +15,6 @@ from kitsattn.synthesis.prepare import PreparedMaterial
 from kitsattn.train.folds import Split
 from kitsattn.train.recipe import Recipe
 
-BEST = "best.safetensors"
-LAST = "last.safetensors"
-EMA = "ema.safetensors"
-JOURNAL = "journal.jsonl"
-PROGRESS = "progress.png"
-VALIDATION = "validation"
-TENSORBOARD = "tensorboard"
-
 _MOST_WORKERS = 12
 """nnU-Net's number; there are two batches in memory for each worker."""
 _CORES_TO_SHARE = 4

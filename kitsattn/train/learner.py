@@ -33,8 +33,9 @@ from kitsattn.config import to_json
 from kitsattn.errors import KitsattnError
 from kitsattn.kernels.precision import mixed_precision, to_device
 from kitsattn.models import build_model
-from kitsattn.train.job import BEST, EMA, JOURNAL, LAST, PROGRESS, TENSORBOARD, VALIDATION, FoldJob
+from kitsattn.train.job import FoldJob
 from kitsattn.train.losses import segmentation_loss
+from kitsattn.train.names import BEST, EMA, JOURNAL, LAST, PROGRESS, TENSORBOARD, VALIDATION
 from kitsattn.train.recipe import Recipe
 from kitsattn.train.schedule import Schedule, build_schedule
 from kitsattn.train.starter import describe_sources
@@ -108,7 +109,7 @@ class Learner:
         return improved
 
 
-def start(job: FoldJob) -> Learner:
+def start_learner(job: FoldJob) -> Learner:
     """Return a fresh network, from chance or from the weights that the user gives, with all that trains it."""
     learner = fresh(job)
     if job.initial_weights is not None:
@@ -148,7 +149,7 @@ def train_batch(job: FoldJob, learner: Learner, batch: SlabBatch) -> None:
     with mixed_precision(job.device, job.precision):
         logits = learner.parallel(images)
     loss = batch_loss(job, logits, labels)
-    value = job.ranks.sums([float(loss.detach())])[0] / job.ranks.size
+    value = job.ranks.all_reduce_sum([float(loss.detach())])[0] / job.ranks.size
     finite = math.isfinite(value)
     if finite:
         learner.scaler.scale(loss).backward()
@@ -241,7 +242,7 @@ def save(job: FoldJob, learner: Learner, *, epoch_ended: bool = False, improved:
 
     Of several processes the first one writes.
     """
-    if not job.ranks.leads:
+    if not job.ranks.is_main:
         return
     tensors, groups = optimizer_state(learner.optimizer)
     if learner.average is not None:
@@ -301,7 +302,7 @@ def _counts(sources: Sequence[TrainingSource]) -> dict[str, str]:
     return {source.name: f"{source.count} {source.unit}" for source in sources}
 
 
-def resume(job: FoldJob, last: Path) -> Learner:
+def resume_learner(job: FoldJob, last: Path) -> Learner:
     """Return the learner whose state `last` holds.
 
     Raises:

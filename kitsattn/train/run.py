@@ -18,7 +18,7 @@ from kitsattn.evaluate.run import evaluate_cases
 from kitsattn.evaluate.scores import Scores
 from kitsattn.evaluate.scoring import Scoring
 from kitsattn.figures.overlay import overlay_sheet
-from kitsattn.files import sole_writer
+from kitsattn.files import sole_writer, write_bytes
 from kitsattn.jobs import Progress, silent
 from kitsattn.labels import KITS19, KITS23
 from kitsattn.notices import RESEARCH_NOTICE
@@ -29,7 +29,8 @@ from kitsattn.preprocess.intensity import check_hu
 from kitsattn.preprocess.store import PreparedDataset
 from kitsattn.threads import threads_beside_others
 from kitsattn.train.fold import EpochEnd, ignore, train_fold
-from kitsattn.train.job import VALIDATION, FoldJob
+from kitsattn.train.job import FoldJob
+from kitsattn.train.names import VALIDATION
 from kitsattn.train.starter import ship
 from kitsattn.volume.formats import read_labels, read_scan
 from kitsattn.words import plural
@@ -64,7 +65,7 @@ class FoldResult:
 def train_run(
     jobs: Sequence[FoldJob],
     *,
-    go_on: bool = True,
+    resume: bool = True,
     save_every_minutes: float = 5.0,
     max_minutes: float | None = None,
     progress: Progress = silent,
@@ -76,7 +77,7 @@ def train_run(
 
     Args:
         jobs: The folds.
-        go_on: Whether to go on from where an earlier call was stopped.
+        resume: Whether to continue where an earlier call stopped.
         save_every_minutes: How much of an epoch is lost at most when the process is killed.
         max_minutes: How long the folds may be trained together; None trains to the end.
         progress: Called with the steps done of each part.
@@ -97,26 +98,26 @@ def train_run(
         with _only_training(job):
             checkpoint = train_fold(
                 job,
-                go_on=go_on,
+                resume=resume,
                 save_every_minutes=save_every_minutes,
                 deadline=deadline,
                 progress=progress,
                 epoch_end=epoch_end,
             )
             if job.made is not None:
-                if job.ranks.leads:
+                if job.ranks.is_main:
                     ship(job, checkpoint)
                 continue
             predict_held_out(job, checkpoint, progress=progress)
-            job.ranks.meet()
-            if job.ranks.leads:
+            job.ranks.barrier()
+            if job.ranks.is_main:
                 results.append(score_held_out(job, checkpoint, progress=progress))
     return results
 
 
 def _only_training(job: FoldJob) -> AbstractContextManager[None]:
     """Keep other trainings out of the fold's folder; of several processes, the one that writes does it for all."""
-    if not job.ranks.leads:
+    if not job.ranks.is_main:
         return nullcontext()
     return sole_writer(job.folder, "kitsattn train", instead="name another --run-name")
 
@@ -155,8 +156,7 @@ def score_held_out(job: FoldJob, checkpoint: Path, *, progress: Progress = silen
         target = folder / f"{case_id}.nii.gz"
         pairs.append(CasePair(case_id, target, source.labels))
         images[case_id] = folder / f"{case_id}.png"
-        overlay_sheet(
-            images[case_id],
+        sheet = overlay_sheet(
             check_hu(read_scan(source.image), assume=source.assumed_hu),
             read_labels(target).array,
             read_labels(source.labels).array,
@@ -164,6 +164,7 @@ def score_held_out(job: FoldJob, checkpoint: Path, *, progress: Progress = silen
             note=("SYNTHETIC phantom. " if job.dataset.synthetic else "") + RESEARCH_NOTICE,
             parts=job.protocol in (KITS19, KITS23),
         )
+        write_bytes(images[case_id], sheet)
     scores = evaluate_cases(MatchedCases(tuple(pairs)), Scoring(job.protocol), progress=progress)
     for reason in scores.failed.values():
         raise KitsattnError(reason)

@@ -16,10 +16,10 @@ from kitsattn.labels import KITS19_LABELS
 from kitsattn.preprocess.store import PreparedDataset, open_dataset
 from kitsattn.synthesis import data as known
 from kitsattn.synthesis.prepare import PLAN, PreparedMaterial
-from kitsattn.train.job import JOURNAL, FoldJob
+from kitsattn.train.job import FoldJob
+from kitsattn.train.names import JOURNAL, STARTER
 
-STARTER = "starter"
-SHIPPED = "starter.safetensors"
+NAME = "starter"
 
 
 def made_dataset(material: PreparedMaterial) -> PreparedDataset:
@@ -27,10 +27,10 @@ def made_dataset(material: PreparedMaterial) -> PreparedDataset:
     used = [info for info in known.SOURCES_OF_DATA if _count(material, info)]
     citations = [info.citation for info in used]
     licences = {info.licence for info in used}
-    name, licence = STARTER, "CC BY-NC-SA 4.0" if any("NC" in one for one in licences) else "CC BY 4.0"
+    name, licence = NAME, "CC BY-NC-SA 4.0" if any("NC" in one for one in licences) else "CC BY 4.0"
     real = material.real
     if real is not None:
-        name, licence = f"{STARTER}-{real.name}", f"{licence}; {real.name}: {real.licence}"
+        name, licence = f"{NAME}-{real.name}", f"{licence}; {real.name}: {real.licence}"
         citations.append(real.citation)
     return PreparedDataset(
         folder=material.folder,
@@ -117,7 +117,7 @@ def ship(job: FoldJob, checkpoint: Path) -> Path:
     seconds = _seconds(job.folder / JOURNAL)
     provenance = replace(loaded.header.provenance, hours=round(sum(seconds) / 3600, 2))
     header = replace(loaded.header, provenance=provenance, tta="sides")  # measured in docs/how-to/starter.md
-    target = job.folder / SHIPPED
+    target = job.folder / STARTER
     save_small(target, header, loaded.model)
     return target
 

@@ -6,8 +6,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from kitsattn.errors import KitsattnError
-from kitsattn.train.job import JOURNAL, TENSORBOARD, FoldJob
+from kitsattn.train.job import FoldJob
 from kitsattn.train.journal import EpochRecord, read_journal
+from kitsattn.train.names import JOURNAL, TENSORBOARD
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -71,10 +71,10 @@ class Watch:
             OutOfTimeError: If the deadline has passed.
         """
         due = time.monotonic() - self.saved > 60 * self.save_every_minutes
-        number, *reasons = self.ranks.highest([self.asked() or 0, self._is_late(), due])
+        number, *reasons = self.ranks.all_reduce_max([self.asked() or 0, self._is_late(), due])
         if number or any(reasons):
             self.save()
-            self.ranks.meet()  # the first process that ends makes torchrun end the others
+            self.ranks.barrier()  # the first process that ends makes torchrun end the others
             self.saved = time.monotonic()
         self._stop(int(number), late=bool(reasons[0]))
 

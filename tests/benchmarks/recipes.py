@@ -31,7 +31,8 @@ from kitsattn.preprocess.run import preprocess_dataset
 from kitsattn.preprocess.store import PreparedDataset, open_dataset
 from kitsattn.train.fold import train_fold
 from kitsattn.train.folds import Split
-from kitsattn.train.job import EMA, LAST, FoldJob
+from kitsattn.train.job import FoldJob
+from kitsattn.train.names import EMA, LAST
 from kitsattn.train.recipe import Recipe
 
 MODEL = "attention-deeplab-r18"
@@ -78,7 +79,7 @@ def train(cohort: Cohort, dataset: PreparedDataset, recipe: Recipe) -> dict[str,
         workers=0,
         folder=folder,
     )
-    train_fold(job, go_on=False)
+    train_fold(job, resume=False)
     dice = {}
     for name, file in (("last", LAST), ("average", EMA)):
         ensemble = load_ensemble([folder / file], device, job.precision)

@@ -26,7 +26,7 @@ from scipy import ndimage
 from kitsattn.checkpoint.file import load_checkpoint
 from kitsattn.checkpoint.header import TTA, TestScore
 from kitsattn.evaluate.spread import measure_spread
-from kitsattn.files import sha256
+from kitsattn.files import sha256, write_bytes
 from kitsattn.jobs import keep_freed_memory
 from kitsattn.kernels.precision import choose_precision
 from kitsattn.predict.case import DEFAULT_RULES, follow_rules
@@ -174,7 +174,8 @@ def _draw(
 
     folder.mkdir(parents=True, exist_ok=True)
     reference = None if true is None else true.astype(np.uint8)
-    overlay_sheet(folder / f"{name}.png", scan, found, reference, title=name, note="", parts=True)
+    sheet = overlay_sheet(scan, found, reference, title=name, note="", parts=True)
+    write_bytes(folder / f"{name}.png", sheet)
 
 
 def ship(model: Path, scores: Sequence[Score], folder: Path) -> None:

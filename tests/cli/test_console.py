@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
-from kitsattn.cli import console, live
-from kitsattn.cli.console import open_standard_streams
+from kitsattn.cli import bars
+from kitsattn.cli.console import log_file, open_standard_streams
 from kitsattn.errors import KitsattnError
 from kitsattn.predict.select import MODEL_VARIABLE, choose_models
 from kitsattn.workspace import ENVIRONMENT_VARIABLE, Workspace
@@ -27,33 +27,33 @@ STYLE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 BAR = "━"
 
 IMPATIENT = """
-from kitsattn.cli import app, live
-live._PATIENCE_SECONDS = 0.0
+from kitsattn.cli import app, bars
+bars._PATIENCE_SECONDS = 0.0
 app.main()
 """
 WORK = """
 import sys, time
-from kitsattn.cli import console, live
-live._PATIENCE_SECONDS = float(sys.argv[1])
+from kitsattn.cli import bars, console, progress
+bars._PATIENCE_SECONDS = float(sys.argv[1])
 console.configure_logging(verbose=False, quiet=False)
-with console.progress_bars() as progress:
-    progress("work", 1, 3)
+with progress.progress_bars() as draw:
+    draw("work", 1, 3)
     time.sleep(0.4)
     console.say("in between")
     time.sleep(0.4)
-    progress("work", 3, 3)
+    draw("work", 3, 3)
 console.say("at the end")
 """
 TRAINING = """
-from kitsattn.cli import app, live
-live._PATIENCE_SECONDS = 0.0
+from kitsattn.cli import app, bars, live
+bars._PATIENCE_SECONDS = 0.0
 live._REFRESHES_PER_SECOND = 100.0
 app.main()
 """
 LOST_TERMINAL = """
 import os, sys, time
-from kitsattn.cli import console, live
-live._PATIENCE_SECONDS = 0.0
+from kitsattn.cli import bars, console, live
+bars._PATIENCE_SECONDS = 0.0
 console.configure_logging(verbose=False, quiet=False)
 with live.TrainingDisplay([], live.Console(stderr=True)) as display:
     display.draw("work", 1, 3)
@@ -131,7 +131,7 @@ def test_messages_stand_above_the_bar() -> None:
 
 def test_work_that_ends_soon_shows_no_bar() -> None:
     """A bar appears by itself once its work has lasted, not before."""
-    assert live._PATIENCE_SECONDS == 2
+    assert bars._PATIENCE_SECONDS == 2
     assert BAR not in _on_terminal(WORK, "2")[2]
     assert BAR in _on_terminal(WORK, "0.2")[2]
 
@@ -238,7 +238,7 @@ def test_a_log_that_cannot_be_opened_is_a_mistake_to_mend() -> None:
     Path("file").touch()
     with (
         pytest.raises(KitsattnError, match=r"file/run/train\.log cannot be written"),
-        console.log_file(Path("file", "run", "train.log")),
+        log_file(Path("file", "run", "train.log")),
     ):
         pytest.fail("the work must not begin")
 

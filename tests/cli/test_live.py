@@ -10,7 +10,8 @@ import torch
 from rich.console import Console
 
 from kitsattn.cli import live
-from kitsattn.cli.live import Pace, TrainingDisplay, epoch_table
+from kitsattn.cli.bars import Pace
+from kitsattn.cli.live import TrainingDisplay, epoch_table
 from kitsattn.labels import KITS19_LABELS, KITS23_LABELS
 from kitsattn.models import model_entry
 from kitsattn.preprocess.store import PreparedDataset

@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -86,4 +87,4 @@ def test_an_unknown_layout_is_refused(tmp_path: Path) -> None:
 
 def test_the_command_line_offers_every_layout() -> None:
     """--layout has the choices of find_dataset."""
-    assert tuple(Layout) == LAYOUTS
+    assert get_args(Layout) == LAYOUTS

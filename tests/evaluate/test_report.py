@@ -1,5 +1,6 @@
 import base64
 import json
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -151,10 +152,9 @@ def write_case(folder: Path, *, scan: np.ndarray | None = None, geometry: Geomet
     return CasePair("case_00001", folder / "predicted.nii.gz", folder / "labels.nii.gz", place)
 
 
-def draw(folder: Path, pair: CasePair, protocol: ScoringProtocol = KITS19) -> tuple[np.ndarray, str]:
+def draw(pair: CasePair, protocol: ScoringProtocol = KITS19) -> tuple[np.ndarray, str]:
     """Return the pixels of a case's picture, and what it says below the headline."""
-    draw_case(folder / "case.png", pair, protocol)
-    with Image.open(folder / "case.png") as image:
+    with Image.open(BytesIO(draw_case(pair, protocol))) as image:
         return np.asarray(image.convert("RGB")), str(image.info["Description"])
 
 
@@ -163,8 +163,8 @@ def test_a_case_is_drawn_on_its_scan(tmp_path: Path) -> None:
     scan = np.full(GEOMETRY.shape, 200, np.int16)
     scan[:, :2] = -100
 
-    pixels, note = draw(tmp_path, write_case(tmp_path, scan=scan))
-    dark, other = draw(tmp_path, write_case(tmp_path))
+    pixels, note = draw(write_case(tmp_path, scan=scan))
+    dark, other = draw(write_case(tmp_path))
 
     assert (note, other) == ("", "The scan is not known: outlines only.")
     assert pixels.mean() > dark.mean() + 20
@@ -182,7 +182,7 @@ def test_a_scan_that_does_not_fit_is_left_out(
     scan[:, :2] = fat
     pair = write_case(tmp_path, scan=scan, geometry=Geometry.axial(GEOMETRY.shape, spacing_mm))
 
-    _, note = draw(tmp_path, pair)
+    _, note = draw(pair)
 
     assert note == f"scan.nii.gz {reason}: outlines only."
 
@@ -192,15 +192,15 @@ def test_a_scan_that_is_gone_is_left_out(tmp_path: Path) -> None:
     pair = write_case(tmp_path, scan=np.zeros(GEOMETRY.shape, np.int16))
     (tmp_path / "scan.nii.gz").unlink()
 
-    assert draw(tmp_path, pair)[1] == "scan.nii.gz cannot be read as a scan: outlines only."
+    assert draw(pair)[1] == "scan.nii.gz cannot be read as a scan: outlines only."
 
 
 def test_values_that_the_protocol_does_not_know_are_not_drawn(tmp_path: Path) -> None:
     """A 3 is background by KiTS19 and a cyst by KiTS23; labels of no challenge have one outline."""
     pair = write_case(tmp_path)
-    pixels, _ = draw(tmp_path, pair, KITS19)
-    with_cyst, _ = draw(tmp_path, pair, KITS23)
-    others, _ = draw(tmp_path, pair, protocol_of({"background": 0, "liver": 1, "spleen": 2, "gut": 3}))
+    pixels, _ = draw(pair, KITS19)
+    with_cyst, _ = draw(pair, KITS23)
+    others, _ = draw(pair, protocol_of({"background": 0, "liver": 1, "spleen": 2, "gut": 3}))
     cyst = np.array([0x2F, 0xD6, 0xA0])
 
     def drawn(picture: np.ndarray) -> bool:

@@ -7,6 +7,7 @@ from PIL import Image
 
 from kitsattn.figures.overlay import _axial_view, _coronal_view, overlay_sheet
 from kitsattn.figures.slices import choose_slices
+from kitsattn.files import write_bytes
 from kitsattn.volume.geometry import Geometry
 from kitsattn.volume.volume import Volume
 
@@ -53,7 +54,7 @@ def test_patient_right_is_on_the_left_and_superior_on_top(tmp_path: Path, scan: 
     labels = np.where(ball((100, 60, 45), 30) | ball((100, 60, 115), 30), 1, 0).astype(np.uint8)
     labels[ball((118, 60, 45), 10)] = 2
 
-    overlay_sheet(tmp_path / "sheet.png", scan, labels, None, title="a case")
+    write_bytes(tmp_path / "sheet.png", overlay_sheet(scan, labels, None, title="a case"))
 
     _, columns, _ = find(tmp_path / "sheet.png", TUMOUR_ORANGE)
     assert len(columns) > 100
@@ -69,7 +70,7 @@ def test_scan_lies_under_the_outlines(tmp_path: Path) -> None:
     kidneys = (lesion | ball((70, 60, 115), 25)).astype(np.uint8)
     scan = Volume(np.where(lesion, 1000, 0).astype(np.int16), Geometry.axial(SHAPE, SPACING_MM))
 
-    overlay_sheet(tmp_path / "sheet.png", scan, kidneys, None, title="a case")
+    write_bytes(tmp_path / "sheet.png", overlay_sheet(scan, kidneys, None, title="a case"))
 
     _, columns, _ = find(tmp_path / "sheet.png", (255, 255, 255), tolerance=2)
     assert len(columns) > 1000
@@ -92,7 +93,7 @@ def test_anisotropic_voxels_keep_their_shape(tmp_path: Path, scan: Volume) -> No
     """A ball is as high as wide in the coronal view, though it has 2.5 times fewer slices than columns."""
     labels = ball((100, 60, 80), 40).astype(np.uint8)
 
-    overlay_sheet(tmp_path / "sheet.png", scan, labels, None, title="a case")
+    write_bytes(tmp_path / "sheet.png", overlay_sheet(scan, labels, None, title="a case"))
 
     rows, columns = find_coronal(tmp_path / "sheet.png", KIDNEY_BLUE, labels)
     assert np.ptp(rows) == pytest.approx(np.ptp(columns) * 500, rel=0.07)
@@ -102,7 +103,7 @@ def test_reference_has_colours_of_its_own(tmp_path: Path, scan: Volume) -> None:
     """The prediction's colours do not appear where there is only a reference."""
     labels = ball((100, 60, 80), 40).astype(np.uint8) * 2
 
-    overlay_sheet(tmp_path / "sheet.png", scan, None, labels, title="a case")
+    write_bytes(tmp_path / "sheet.png", overlay_sheet(scan, None, labels, title="a case"))
 
     assert len(find(tmp_path / "sheet.png", TUMOUR_ORANGE)[0]) == 0
     assert len(find(tmp_path / "sheet.png", (0xFF, 0xE1, 0x4D))[0]) > 100
@@ -110,7 +111,7 @@ def test_reference_has_colours_of_its_own(tmp_path: Path, scan: Volume) -> None:
 
 def test_empty_label_maps_are_named_as_such(tmp_path: Path, scan: Volume) -> None:
     """A scan in which no kidney was found is shown all the same, and the sheet says so."""
-    overlay_sheet(tmp_path / "sheet.png", scan, np.zeros(SHAPE, np.uint8), None, title="case_00072")
+    write_bytes(tmp_path / "sheet.png", overlay_sheet(scan, np.zeros(SHAPE, np.uint8), None, title="case_00072"))
 
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.info["Title"] == "case_00072: no kidney found"
@@ -119,7 +120,7 @@ def test_empty_label_maps_are_named_as_such(tmp_path: Path, scan: Volume) -> Non
 
 def test_scan_without_label_maps_is_shown_as_it_is(tmp_path: Path, scan: Volume) -> None:
     """Where nothing was looked for, nothing is said of what was found; a title is plain text, not a formula."""
-    overlay_sheet(tmp_path / "sheet.png", scan, None, None, title=r"$\frac$ {b}", note="SYNTHETIC phantom")
+    write_bytes(tmp_path / "sheet.png", overlay_sheet(scan, None, None, title=r"$\frac$ {b}", note="SYNTHETIC phantom"))
 
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.info["Title"] == r"$\frac$ {b}"
@@ -131,7 +132,10 @@ def test_smallest_volumes_are_drawn(tmp_path: Path, shape: tuple[int, int, int])
     """A label map that fills the whole scan, a single slice and a single row are no special cases."""
     scan = Volume(np.zeros(shape, np.float32), Geometry.axial(shape, SPACING_MM))
 
-    overlay_sheet(tmp_path / "sheet.png", scan, np.ones(shape, np.uint8), np.full(shape, 2, np.uint8), title="small")
+    write_bytes(
+        tmp_path / "sheet.png",
+        overlay_sheet(scan, np.ones(shape, np.uint8), np.full(shape, 2, np.uint8), title="small"),
+    )
 
     assert len(find(tmp_path / "sheet.png", KIDNEY_BLUE)[0]) > 0
 
@@ -139,7 +143,7 @@ def test_smallest_volumes_are_drawn(tmp_path: Path, shape: tuple[int, int, int])
 def test_label_map_of_another_shape_is_refused(tmp_path: Path, scan: Volume) -> None:
     """Nothing is drawn, and no file is left behind."""
     with pytest.raises(ValueError, match=r"a reference label map of shape \(2, 2, 2\) on a scan of shape"):
-        overlay_sheet(tmp_path / "sheet.png", scan, None, np.zeros((2, 2, 2), np.uint8), title="a case")
+        write_bytes(tmp_path / "sheet.png", overlay_sheet(scan, None, np.zeros((2, 2, 2), np.uint8), title="a case"))
 
     assert list(tmp_path.iterdir()) == []
 
@@ -149,8 +153,8 @@ def test_cysts_have_an_outline_of_their_own(tmp_path: Path, scan: Volume) -> Non
     kidney = ball((100, 60, 80), 40).astype(np.uint8)
     cyst = np.where(ball((100, 60, 80), 20), 3, kidney).astype(np.uint8)
 
-    overlay_sheet(tmp_path / "cyst.png", scan, cyst, None, title="a case")
-    overlay_sheet(tmp_path / "kidney.png", scan, kidney, None, title="a case")
+    write_bytes(tmp_path / "cyst.png", overlay_sheet(scan, cyst, None, title="a case"))
+    write_bytes(tmp_path / "kidney.png", overlay_sheet(scan, kidney, None, title="a case"))
 
     assert len(find(tmp_path / "cyst.png", (0x2F, 0xD6, 0xA0))[0]) > 100
     assert len(find(tmp_path / "cyst.png", TUMOUR_ORANGE)[0]) == 0

@@ -55,8 +55,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     view = View("axial", np.zeros((20, 20)), (), (1.0, 1.0))
     leaves = []
     for number in range(1, 4):
-        compact_sheet(folder / f"{number}.webp", [view] * 4, title=f"case_{number}")
-        picture = Picture(folder / f"{number}.webp", "Slices", f"Slices of case_{number}")
+        picture = Picture(compact_sheet([view] * 4, title=f"case_{number}"), "Slices", f"Slices of case_{number}")
         leaves.append(Leaf(f"leaf-{number}", f"case_{number}", picture))
     parts = (
         small,

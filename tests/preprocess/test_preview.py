@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from kitsattn.figures.overlay import COMPACT_SIZE, LABELLED
-from kitsattn.preprocess.preview import write_preview
+from kitsattn.files import write_bytes
+from kitsattn.preprocess.preview import draw_preview
 
 SHAPE = (30, 90, 120)
 SPACING_MM = (4.0, 2.5, 2.5)
@@ -38,7 +39,7 @@ def test_preview_is_a_small_picture_of_one_size(tmp_path: Path, case: tuple[np.n
     """All previews have the size that the page keeps room for, and 210 of them fit into one page."""
     for name, rows, columns in (("tall", slice(None), slice(20, 100)), ("wide", slice(30, 70), slice(None))):
         scan, labels = case[0][:, rows, columns], case[1][:, rows, columns]
-        write_preview(tmp_path / f"{name}.webp", scan, labels, spacing_mm=SPACING_MM, case_id=name)
+        write_bytes(tmp_path / f"{name}.webp", draw_preview(scan, labels, spacing_mm=SPACING_MM, case_id=name))
         with Image.open(tmp_path / f"{name}.webp") as picture:
             assert (picture.format, picture.size) == ("WEBP", COMPACT_SIZE)
         assert (tmp_path / f"{name}.webp").stat().st_size < 80_000
@@ -47,8 +48,11 @@ def test_preview_is_a_small_picture_of_one_size(tmp_path: Path, case: tuple[np.n
 def test_each_class_has_a_colour_of_its_own(tmp_path: Path, case: tuple[np.ndarray, np.ndarray]) -> None:
     """Kidney, tumour and cyst are outlined where they are labelled, and only there."""
     scan, labels = case
-    write_preview(tmp_path / "all.webp", scan, labels, spacing_mm=SPACING_MM, case_id="a")
-    write_preview(tmp_path / "kidneys.webp", scan, (labels != 0).astype(np.uint8), spacing_mm=SPACING_MM, case_id="a")
+    write_bytes(tmp_path / "all.webp", draw_preview(scan, labels, spacing_mm=SPACING_MM, case_id="a"))
+    write_bytes(
+        tmp_path / "kidneys.webp",
+        draw_preview(scan, (labels != 0).astype(np.uint8), spacing_mm=SPACING_MM, case_id="a"),
+    )
 
     for colour in (LABELLED.kidney_colour, LABELLED.tumour_colour, LABELLED.cyst_colour):
         assert count(tmp_path / "all.webp", colour) > 100
@@ -60,7 +64,7 @@ def test_each_class_has_a_colour_of_its_own(tmp_path: Path, case: tuple[np.ndarr
 def test_coronal_view_has_superior_on_top(tmp_path: Path, case: tuple[np.ndarray, np.ndarray]) -> None:
     """In the last of the four panels the tumour lies above the cyst, on the left, as in the radiologist's view."""
     scan, labels = case
-    write_preview(tmp_path / "a.webp", scan, labels, spacing_mm=SPACING_MM, case_id="a")
+    write_bytes(tmp_path / "a.webp", draw_preview(scan, labels, spacing_mm=SPACING_MM, case_id="a"))
 
     width, height = COMPACT_SIZE
     upper, lower = slice(height // 2 + 30, height * 3 // 4 + 10), slice(height * 3 // 4 + 10, None)
@@ -82,7 +86,7 @@ def test_only_the_slices_that_are_drawn_are_read(tmp_path: Path, case: tuple[np.
             asked.append(key)
             return np.asarray(scan[key])
 
-    write_preview(tmp_path / "a.webp", Stored(), labels, spacing_mm=SPACING_MM, case_id="a")  # type: ignore[arg-type]
+    draw_preview(Stored(), labels, spacing_mm=SPACING_MM, case_id="a")  # type: ignore[arg-type]
 
     # The first of the equally wide slices of the tumour, of the right kidney and of the left one; then the widest row.
     assert asked == [16, 10, 6, (slice(None), 50)]
@@ -92,8 +96,8 @@ def test_stored_cases_give_the_same_preview(tmp_path: Path, case: tuple[np.ndarr
     """Packed arrays, as prepared cases are stored, need not be unpacked first."""
     scan, labels = (blosc2.asarray(array, chunks=(8, *SHAPE[1:]), blocks=(1, *SHAPE[1:])) for array in case)
 
-    write_preview(tmp_path / "plain.webp", *case, spacing_mm=SPACING_MM, case_id="a")
-    write_preview(tmp_path / "stored.webp", scan, labels, spacing_mm=SPACING_MM, case_id="a")
+    write_bytes(tmp_path / "plain.webp", draw_preview(*case, spacing_mm=SPACING_MM, case_id="a"))
+    write_bytes(tmp_path / "stored.webp", draw_preview(scan, labels, spacing_mm=SPACING_MM, case_id="a"))
 
     assert (tmp_path / "plain.webp").read_bytes() == (tmp_path / "stored.webp").read_bytes()
 
@@ -103,7 +107,7 @@ def test_smallest_cases_without_labels_are_drawn(tmp_path: Path, shape: tuple[in
     """A single slice, a single voxel and a case in which nothing is labelled are no special cases."""
     scan, labels = np.zeros(shape, np.int16), np.zeros(shape, np.uint8)
 
-    write_preview(tmp_path / "a.webp", scan, labels, spacing_mm=SPACING_MM, case_id=r"$\frac$ {b}")
+    write_bytes(tmp_path / "a.webp", draw_preview(scan, labels, spacing_mm=SPACING_MM, case_id=r"$\frac$ {b}"))
 
     with Image.open(tmp_path / "a.webp") as picture:
         assert picture.size[0] == COMPACT_SIZE[0]
@@ -112,7 +116,7 @@ def test_smallest_cases_without_labels_are_drawn(tmp_path: Path, shape: tuple[in
 @pytest.mark.parametrize("case_id", ["\u75c5\u4f8b \U0001f9e0", "case\x01"], ids=["no glyph", "control character"])
 def test_any_name_can_be_written(tmp_path: Path, case: tuple[np.ndarray, np.ndarray], case_id: str) -> None:
     """Letters that the font lacks become boxes, without a warning."""
-    write_preview(tmp_path / "a.webp", *case, spacing_mm=SPACING_MM, case_id=case_id)
+    write_bytes(tmp_path / "a.webp", draw_preview(*case, spacing_mm=SPACING_MM, case_id=case_id))
 
     assert (tmp_path / "a.webp").stat().st_size > 0
 
@@ -120,6 +124,6 @@ def test_any_name_can_be_written(tmp_path: Path, case: tuple[np.ndarray, np.ndar
 def test_labels_of_another_shape_are_refused(tmp_path: Path, case: tuple[np.ndarray, np.ndarray]) -> None:
     """Nothing is drawn, and no file is left behind."""
     with pytest.raises(ValueError, match=r"labels of shape \(29, 90, 120\) on a scan of shape \(30, 90, 120\)"):
-        write_preview(tmp_path / "a.webp", case[0], case[1][1:], spacing_mm=SPACING_MM, case_id="a")
+        write_bytes(tmp_path / "a.webp", draw_preview(case[0], case[1][1:], spacing_mm=SPACING_MM, case_id="a"))
 
     assert list(tmp_path.iterdir()) == []

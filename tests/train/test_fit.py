@@ -73,8 +73,8 @@ def test_auto_multiplies_by_the_processes_and_keeps_what_a_resumed_training_had(
     """Another machine, with other memory, does not change the batch of a training that is under way."""
     _pretend_memory(monkeypatch, fixed=0, each=1, free=10)
     monkeypatch.setattr(Ranks, "highest", lambda _, values: list(values))
-    assert choose_batch_size(replace(trained, ranks=Ranks(size=3)), go_on=False) == 30
-    assert choose_batch_size(trained, go_on=True) == trained.recipe.batch_size
+    assert choose_batch_size(replace(trained, ranks=Ranks(size=3)), resume=False) == 30
+    assert choose_batch_size(trained, resume=True) == trained.recipe.batch_size
 
 
 def test_out_of_memory_says_which_batch_fits(trained: FoldJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from kitsattn.preprocess.store import PreparedDataset
 from kitsattn.train.fold import train_fold
 from kitsattn.train.folds import Split, make_splits
 from kitsattn.train.job import FoldJob
-from kitsattn.train.learner import Learner, start, train_batch
+from kitsattn.train.learner import Learner, start_learner, train_batch
 from kitsattn.train.recipe import OptimizerName, Recipe
 from kitsattn.train.run import cross_validated, train_run
 from kitsattn.train.watch import OutOfTimeError
@@ -170,7 +170,7 @@ def test_averaged_weights_are_validated_and_shipped(
 def test_adamw_leaves_biases_and_normalisations_alone(prepared: PreparedDataset, tmp_path: Path) -> None:
     """With no gradient to follow, a decay of 0.1 at rate 0.1 shrinks weights by a hundredth a step, nothing else."""
     recipe = replace(RECIPE, optimizer="adamw", weight_decay=0.1, learning_rate=0.1, schedule="plateau")
-    learner = start(_job(prepared, tmp_path, recipe=recipe))
+    learner = start_learner(_job(prepared, tmp_path, recipe=recipe))
     before = {name: parameter.detach().clone() for name, parameter in learner.model.named_parameters()}
     for parameter in learner.model.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -187,7 +187,7 @@ def test_a_finished_fold_is_not_trained_again_unless_told(prepared: PreparedData
     before = best.stat().st_mtime_ns
     train_fold(job)
     assert best.stat().st_mtime_ns == before
-    train_fold(job, go_on=False)
+    train_fold(job, resume=False)
     assert best.stat().st_mtime_ns > before
     assert [line["epoch"] for line in _journal(job.folder)] == [1, 2]
 
@@ -288,7 +288,7 @@ def test_beginning_again_forgets_what_was_there(prepared: PreparedDataset, tmp_p
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train_fold(job, go_on=False, progress=stop)
+        train_fold(job, resume=False, progress=stop)
     assert [path.name for path in job.folder.iterdir() if path.name != "report.html"] == []
 
 

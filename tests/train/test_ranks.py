@@ -200,7 +200,7 @@ def test_each_process_does_its_share() -> None:
     """Together they do everything once."""
     shares = [Ranks(rank=rank, size=3).share(range(8)) for rank in range(3)]
     assert sorted(case for share in shares for case in share) == list(range(8))
-    assert Ranks().sums([1.0, 2.0]) == [1.0, 2.0]
+    assert Ranks().all_reduce_sum([1.0, 2.0]) == [1.0, 2.0]
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,9 @@ from kitsattn.models.attention_deeplab import AttentionDeeplabConfig
 from kitsattn.preprocess.store import PreparedDataset
 from kitsattn.train.fold import ignore, train_fold
 from kitsattn.train.folds import make_splits
-from kitsattn.train.job import JOURNAL, LAST, TENSORBOARD, FoldJob
+from kitsattn.train.job import FoldJob
 from kitsattn.train.journal import read_journal
+from kitsattn.train.names import JOURNAL, LAST, TENSORBOARD
 from kitsattn.train.recipe import Recipe
 from kitsattn.train.tensorboard import EventWriter
 

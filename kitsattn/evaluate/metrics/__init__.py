@@ -12,5 +12,7 @@ def _find_metrics() -> tuple[Metric, ...]:
     return tuple(sorted(found.values(), key=lambda metric: metric.order))
 
 
+LESIONS = "lesions"
+"""Stands for the counts of lesions among the keys of metrics."""
 METRICS = _find_metrics()
 """All metrics in the order of tables and files."""

@@ -1,0 +1,15 @@
+"""Names: of what a training leaves in the folder of a fold, and of the networks that are trained by default."""
+
+BEST = "best.safetensors"
+LAST = "last.safetensors"
+EMA = "ema.safetensors"
+STARTER = "starter.safetensors"
+JOURNAL = "journal.jsonl"
+PROGRESS = "progress.png"
+VALIDATION = "validation"
+TENSORBOARD = "tensorboard"
+
+DEFAULT_MODEL = "attention-deeplab-r50"
+"""The paper's network."""
+DEFAULT_MADE_MODEL = "attention-deeplab-r18-half"
+"""For made scans."""
