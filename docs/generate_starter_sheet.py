@@ -22,6 +22,7 @@ from PIL import Image
 from kitsattn.config import to_json
 from kitsattn.datasets.find import find_dataset
 from kitsattn.files import write_json
+from kitsattn.jobs import HERE
 from kitsattn.labels import KIDNEY, LABEL_COLOURS, TUMOUR
 from kitsattn.phantom.paint import write_cohort
 from kitsattn.preprocess.run import preprocess_dataset
@@ -96,7 +97,7 @@ def draw_phantoms(folder: Path) -> Image.Image:
     raw, plan = folder / "phantoms", folder / "plan.json"
     write_cohort(raw, cases=PHANTOMS, shape=PHANTOM_SHAPE, spacing_mm=PHANTOM_SPACING_MM, seed=SEED)
     write_json(plan, to_json(PLAN))
-    dataset = preprocess_dataset(find_dataset(raw), folder / "prepared", plan_file=plan, workers=1).dataset
+    dataset = preprocess_dataset(find_dataset(raw), folder / "prepared", plan_file=plan, workers=HERE).dataset
     material = Material(painted=[dataset.open_case(case) for case in dataset.cases])
     return draw_sheet(draw_samples(material, "painted", FIGURE[0] * FIGURE[1]), FIGURE[0], "synthetic phantoms")
 

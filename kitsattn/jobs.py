@@ -4,19 +4,17 @@ A case that fails is one case that failed: the others are worked on. That holds 
 which on a cluster or a laptop means that memory ran out.
 """
 
-import ctypes
 import itertools
 import logging
 import os
 import signal
-import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from logging.handlers import QueueHandler
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Protocol, TypeVar
 
@@ -27,60 +25,14 @@ Result = TypeVar("Result")
 _Outcomes = Generator[tuple[Any, list[logging.LogRecord]], None, None]
 """What cases gave or failed with, and what was logged meanwhile. Closed early, the cases under way end first."""
 
-_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-_CGROUP_USES = ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory/memory.usage_in_bytes")
 _ANSWER_SECONDS = 30
 """How long a Dask scheduler may take to answer."""
 _NO_WORKER_SECONDS = 1800
 """How long a Dask cluster may be without a worker: in the queue of a busy cluster, they come one by one."""
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
-"""What glibc's mallopt sets, by the numbers of its malloc.h."""
-
 _MORE_MEMORY = "close other programs, lower --workers, or use a machine with more memory"
 
 _log = logging.getLogger(__name__)
-
-
-def available_cores() -> int:
-    """Return the number of cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def available_memory() -> int:
-    """Return the bytes of memory that are free for this process, within the limit of its container if it has one."""
-    import psutil  # noqa: PLC0415 - `kitsattn --help` does without
-
-    free = int(psutil.virtual_memory().available)
-    for limit, use in zip(_CGROUP_LIMITS, _CGROUP_USES, strict=True):
-        try:
-            free = min(free, int(Path(limit).read_text("ascii")) - int(Path(use).read_text("ascii")))
-        except (OSError, ValueError):  # no such control group, or no limit ("max")
-            continue
-    return max(free, 0)
-
-
-def keep_freed_memory() -> None:
-    """Let the C library keep the memory that this process frees, for its own next use.
-
-    glibc maps every tensor of some size anew and unmaps it when it is freed, page by page: on a CPU that is a third of
-    a training step, and two fifths of a prediction. Other C libraries are left as they are.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, -1)
-
-
-def workers_that_fit(bytes_each: int) -> int:
-    """Return how many worker processes this machine has cores and memory for, at least one.
-
-    Args:
-        bytes_each: What one of them needs for the largest case.
-    """
-    return max(1, min(available_cores(), available_memory() // bytes_each))
 
 
 class Progress(Protocol):
@@ -88,6 +40,25 @@ class Progress(Protocol):
 
     def __call__(self, label: str, done: int, total: int, /) -> None:
         """Report that `done` of `total` steps of the work named `label` are finished."""
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Who works on cases.
+
+    Attributes:
+        processes: Processes on this machine at most, one a case; 1 is this one.
+        apart: Whether a single process is another than this one, which survives it then.
+        scheduler: Address of a Dask scheduler, such as `tcp://host:8786`, whose workers run the cases instead.
+    """
+
+    processes: int = 1
+    apart: bool = False
+    scheduler: str | None = None
+
+
+HERE = Workers()
+"""This process."""
 
 
 def silent(label: str, done: int, total: int, /) -> None:
@@ -98,16 +69,16 @@ def run_cases(
     work: Callable[[Item], Result],
     cases: Sequence[Item],
     *,
-    workers: int = 1,
+    workers: Workers = HERE,
     label: str = "cases",
     progress: Progress = silent,
 ) -> list[Result]:
     """Run `work` over `cases` and begin no other after the first that fails.
 
     Args:
-        work: A function of one case; with more than one worker it must be picklable.
+        work: A function of one case; for other processes than this one it must be picklable.
         cases: What to run it on.
-        workers: Number of processes at most, one a case; 1 runs in this one.
+        workers: Who does it.
         label: What the progress is called.
         progress: Called after each finished case.
 
@@ -115,10 +86,10 @@ def run_cases(
         The results in the order of `cases`.
 
     Raises:
-        KitsattnError: What `work` raised, or that a worker process was killed.
+        KitsattnError: What `work` raised, that a worker process was killed, or that the scheduler does not answer.
     """
     results = []
-    with closing(_on_this_machine(work, cases, workers)) as stream:
+    with closing(_run(work, cases, workers)) as stream:
         for result in _told(stream, len(cases), label, progress):
             if isinstance(result, Exception):
                 raise result
@@ -130,9 +101,7 @@ def try_cases(
     work: Callable[[Item], Result],
     cases: Sequence[Item],
     *,
-    workers: int = 1,
-    apart: bool = False,
-    scheduler: str | None = None,
+    workers: Workers = HERE,
     label: str = "cases",
     progress: Progress = silent,
 ) -> list[Result | KitsattnError]:
@@ -142,11 +111,9 @@ def try_cases(
     and the one that kills its process again is the one that fails.
 
     Args:
-        work: A function of one case; with more than one worker or a scheduler it must be picklable.
+        work: A function of one case; for other processes than this one it must be picklable.
         cases: What to run it on; `str` of a case is its name in messages.
-        workers: Number of processes on this machine at most, one a case; 1 runs in this one.
-        apart: Whether a single worker is a process of its own, too: this one then survives it.
-        scheduler: Address of a Dask scheduler, such as `tcp://host:8786`, whose workers run the cases instead.
+        workers: Who does it.
         label: What the progress is called.
         progress: Called after each finished case.
 
@@ -156,9 +123,8 @@ def try_cases(
     Raises:
         KitsattnError: If the scheduler does not answer or goes away, or Dask is not installed there or here.
     """
-    stream = _on_cluster(work, cases, scheduler) if scheduler else _on_this_machine(work, cases, workers, apart=apart)
     results: list[Result | KitsattnError] = []
-    with closing(stream):
+    with closing(_run(work, cases, workers)) as stream:
         for case, result in zip(cases, _told(stream, len(cases), label, progress), strict=True):
             if isinstance(result, Exception) and not isinstance(result, KitsattnError):
                 results.append(unforeseen(case, result))
@@ -252,12 +218,16 @@ class _Child(_Sent):
         return super().__call__(case)
 
 
-def _on_this_machine(
-    work: Callable[[Any], Any], cases: Sequence[Any], workers: int, *, apart: bool = False
-) -> _Outcomes:
+def _run(work: Callable[[Any], Any], cases: Sequence[Any], workers: Workers) -> _Outcomes:
+    if workers.scheduler is None:
+        return _on_this_machine(work, cases, workers)
+    return _on_cluster(work, cases, workers.scheduler)
+
+
+def _on_this_machine(work: Callable[[Any], Any], cases: Sequence[Any], workers: Workers) -> _Outcomes:
     """Run cases in this process, or in several; go on with the others where one of these is killed."""
-    workers = max(1, min(workers, len(cases)))
-    if workers == 1 and not apart:
+    processes = max(1, min(workers.processes, len(cases)))
+    if processes == 1 and not workers.apart:
         yield from ((_attempt(work, case), []) for case in cases)
         return
     from joblib.externals.loky.process_executor import TerminatedWorkerError  # noqa: PLC0415 - brings numpy, see below
@@ -265,10 +235,10 @@ def _on_this_machine(
     child = _Child(work)
     done, alone_until, warned = 0, 0, False
     while done < len(cases):
-        alone = workers == 1 or done < alone_until
+        alone = processes == 1 or done < alone_until
         batch = cases[done : done + 1] if alone else cases[done:]
         try:
-            with closing(_in_processes(child, batch, workers)) as outcomes:
+            with closing(_in_processes(child, batch, processes)) as outcomes:
                 for outcome in outcomes:
                     yield outcome
                     done += 1
@@ -285,7 +255,7 @@ def _on_this_machine(
                 yield _killed(cases[done]), []
                 done += 1
             else:
-                alone_until = min(done + 2 * workers, len(cases))
+                alone_until = min(done + 2 * processes, len(cases))
                 _log.log(
                     logging.DEBUG if warned else logging.WARNING,
                     "a worker process was killed, most likely because memory ran out: its cases are run one at a time",
@@ -293,12 +263,12 @@ def _on_this_machine(
                 warned = True
 
 
-def _in_processes(work: _Child, cases: Sequence[Any], workers: int) -> _Outcomes:
+def _in_processes(work: _Child, cases: Sequence[Any], processes: int) -> _Outcomes:
     from joblib import Parallel, delayed  # noqa: PLC0415 - brings numpy, which `kitsattn --help` does without
     from joblib.externals.loky.process_executor import TerminatedWorkerError  # noqa: PLC0415 - the same
 
     # One process would be this one; of two, the other has nothing to do.
-    parallel = Parallel(n_jobs=max(workers, 2), return_as="generator", pre_dispatch=workers, batch_size=1)
+    parallel = Parallel(n_jobs=max(processes, 2), return_as="generator", pre_dispatch=processes, batch_size=1)
     wanted = True
     with deaf_children():
         outcomes = parallel(delayed(work)(case) for case in itertools.takewhile(lambda _: wanted, cases))

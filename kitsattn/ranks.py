@@ -14,7 +14,7 @@ import torch
 from torch import distributed
 
 from kitsattn.errors import KitsattnError
-from kitsattn.jobs import available_cores
+from kitsattn.machine import available_cores
 
 Item = TypeVar("Item")
 

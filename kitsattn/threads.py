@@ -18,7 +18,8 @@ from typing import Any
 import psutil
 import torch
 
-from kitsattn.jobs import Progress, available_cores
+from kitsattn.jobs import Progress
+from kitsattn.machine import available_cores
 
 _LOOK_S = 1.0
 _LEFT_ALONE = 0.4

@@ -25,6 +25,7 @@ from kitsattn.checkpoint import header, shipped
 from kitsattn.checkpoint.file import Checkpoint, load_checkpoint, save_checkpoint
 from kitsattn.datasets.find import find_dataset
 from kitsattn.files import sha256, write_json
+from kitsattn.jobs import HERE
 from kitsattn.labels import KITS19_LABELS
 from kitsattn.preprocess.run import preprocess_dataset
 from kitsattn.preprocess.store import PreparedDataset
@@ -127,7 +128,7 @@ def kits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def prepared(kits_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
     """The painted cases, prepared."""
     folder = tmp_path_factory.mktemp("preprocessed") / "painted"
-    return preprocess_dataset(find_dataset(kits_folder), folder, workers=1).dataset
+    return preprocess_dataset(find_dataset(kits_folder), folder, workers=HERE).dataset
 
 
 def _ellipsoid(

@@ -15,9 +15,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from kitsattn import jobs
+from kitsattn import jobs, machine
 from kitsattn.errors import KitsattnError
-from kitsattn.jobs import available_memory, deaf_children, run_cases, try_cases, workers_that_fit
+from kitsattn.jobs import Workers, deaf_children, run_cases, try_cases
+from kitsattn.machine import available_memory, workers_that_fit
 
 
 def test_results_keep_the_order_and_progress_counts_them() -> None:
@@ -31,7 +32,7 @@ def test_results_keep_the_order_and_progress_counts_them() -> None:
 
 def test_several_workers_give_the_same_results_from_other_processes() -> None:
     """The order does not depend on the number of workers."""
-    results = run_cases(lambda value: (2 * value, os.getpid()), list(range(6)), workers=2)
+    results = run_cases(lambda value: (2 * value, os.getpid()), list(range(6)), workers=Workers(2))
     assert [value for value, _ in results] == [0, 2, 4, 6, 8, 10]
     assert os.getpid() not in {process for _, process in results}
 
@@ -45,7 +46,7 @@ def test_messages_of_the_work_are_logged_in_this_process(workers: int, caplog: p
         logging.getLogger("kitsattn.somewhere").warning("case %d is odd", case)
         return case
 
-    assert run_cases(work, [1, 3], workers=workers) == [1, 3]
+    assert run_cases(work, [1, 3], workers=Workers(workers)) == [1, 3]
     assert [(record.name, record.getMessage()) for record in caplog.records] == [
         ("kitsattn.somewhere", "case 1 is odd"),
         ("kitsattn.somewhere", "case 3 is odd"),
@@ -61,8 +62,8 @@ def test_workers_do_not_answer_to_ctrl_c() -> None:
         return signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
     before = signal.getsignal(signal.SIGINT)
-    assert run_cases(ignores, [0, 1], workers=2) == [True, True]
-    assert run_cases(ignores, [0], workers=1) == [before is signal.SIG_IGN]
+    assert run_cases(ignores, [0, 1], workers=Workers(2)) == [True, True]
+    assert run_cases(ignores, [0], workers=Workers(1)) == [before is signal.SIG_IGN]
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -118,7 +119,7 @@ def divider() -> Callable[[int], float]:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_case_that_fails_is_told_among_the_results_of_the_others(workers: int) -> None:
     """Each case has its own outcome; memory that runs out is one, too."""
-    results = try_cases(refuser(), [0, 1, 2, 4, 6], workers=workers)
+    results = try_cases(refuser(), [0, 1, 2, 4, 6], workers=Workers(workers))
 
     assert [result for result in results if not isinstance(result, KitsattnError)] == [0, 2, 6]
     assert str(results[1]) == "1 is odd"
@@ -129,7 +130,7 @@ def test_a_case_that_fails_is_told_among_the_results_of_the_others(workers: int)
 def test_running_cases_stops_at_the_first_that_fails(workers: int) -> None:
     """Where all results are needed the first error is raised."""
     with pytest.raises(KitsattnError, match="1 is odd"):
-        run_cases(refuser(), [0, 1, 2], workers=workers)
+        run_cases(refuser(), [0, 1, 2], workers=Workers(workers))
 
 
 def test_no_case_is_at_work_or_begun_once_the_error_of_another_arrives(tmp_path: Path) -> None:
@@ -144,7 +145,7 @@ def test_no_case_is_at_work_or_begun_once_the_error_of_another_arrives(tmp_path:
         (tmp_path / f"ended{value}").touch()
 
     with pytest.raises(KitsattnError, match=r"^no$"):
-        run_cases(work, list(range(9)), workers=2)
+        run_cases(work, list(range(9)), workers=Workers(2))
 
     at_once = sorted(tmp_path.iterdir())
     time.sleep(0.7)
@@ -161,7 +162,7 @@ def test_a_killed_process_is_blamed_on_its_case_and_loses_no_other(
     """The case that kills its process twice is named with the likely reason; all others have their results."""
     seen: list[tuple[str, int, int]] = []
 
-    results = try_cases(killer(fatal), list(range(8)), workers=2, progress=lambda *report: seen.append(report))
+    results = try_cases(killer(fatal), list(range(8)), workers=Workers(2), progress=lambda *report: seen.append(report))
 
     error = results.pop(fatal)
     assert isinstance(error, KitsattnError)
@@ -173,7 +174,7 @@ def test_a_killed_process_is_blamed_on_its_case_and_loses_no_other(
 
 def test_a_single_worker_may_be_another_process() -> None:
     """One that is killed is then no end of this one."""
-    results = try_cases(killer(1), [0, 1, 2], workers=1, apart=True)
+    results = try_cases(killer(1), [0, 1, 2], workers=Workers(apart=True))
 
     assert (results[0], results[2]) == (0, 4)
     assert str(results[1]).startswith("1: its worker process was killed")
@@ -181,7 +182,7 @@ def test_a_single_worker_may_be_another_process() -> None:
 
 def test_an_innocent_case_is_not_blamed_where_results_are_taken_slowly() -> None:
     """While a progress bar hangs, no further case is begun beside the one that is run alone."""
-    results = try_cases(killer(3), list(range(6)), workers=2, progress=lambda *_: time.sleep(0.2))
+    results = try_cases(killer(3), list(range(6)), workers=Workers(2), progress=lambda *_: time.sleep(0.2))
 
     assert [str(result)[:2] for result in results if isinstance(result, KitsattnError)] == ["3:"]
 
@@ -191,13 +192,13 @@ def test_what_nobody_foresaw_costs_one_case(workers: int, caplog: pytest.LogCapt
     """The case is named with the defect, and the log of -v has the traceback; where all are needed it is raised."""
     caplog.set_level(logging.DEBUG, logger="kitsattn")
 
-    first, second = try_cases(divider(), [0, 1], workers=workers)
+    first, second = try_cases(divider(), [0, 1], workers=Workers(workers))
 
     assert str(first).startswith("0: ZeroDivisionError: division by zero (kitsattn -v shows where")
     assert second == 1
     assert "in divide" in caplog.text
     with pytest.raises(Exception, match="division by zero"):
-        run_cases(divider(), [0, 1], workers=workers)
+        run_cases(divider(), [0, 1], workers=Workers(workers))
 
 
 def test_messages_of_threads_are_not_mixed() -> None:
@@ -226,11 +227,11 @@ def test_messages_of_threads_are_not_mixed() -> None:
 def test_without_processes_the_cases_are_run_in_this_one(capfd: pytest.CaptureFixture[str]) -> None:
     """Where the system has no semaphores joblib makes none; what the work logs is told once all the same."""
     script = (
-        "import logging; from kitsattn.jobs import try_cases\n"
+        "import logging; from kitsattn.jobs import Workers, try_cases\n"
         "logging.basicConfig(format='%(message)s')\n"
         "def work(number):\n"
         "    logging.getLogger('kitsattn').warning('case %d', number); return number\n"
-        "print(try_cases(work, [1, 2, 3], workers=2))\n"
+        "print(try_cases(work, [1, 2, 3], workers=Workers(2)))\n"
     )
     done = subprocess.run([sys.executable, "-c", script], env={**os.environ, "JOBLIB_MULTIPROCESSING": "0"}, check=True)
     out, err = capfd.readouterr()
@@ -250,18 +251,18 @@ def test_errors_of_a_kind_of_their_own_come_back_from_other_processes() -> None:
         msg = "wrong "
         raise PickyError(msg, str(number))
 
-    outcomes = try_cases(work, [1, 2, 3], workers=2)
+    outcomes = try_cases(work, [1, 2, 3], workers=Workers(2))
     assert [str(outcome) for outcome in outcomes] == ["wrong 1", "wrong 2", "wrong 3"]
 
 
 def test_children_end_with_their_parent(tmp_path: Path) -> None:
     """After SIGKILL of this process its workers begin no further case."""
     script = (
-        "import sys, time; from pathlib import Path; from kitsattn.jobs import run_cases\n"
+        "import sys, time; from pathlib import Path; from kitsattn.jobs import Workers, run_cases\n"
         "def work(number):\n"
         "    Path(sys.argv[1], str(number)).touch(); time.sleep(0.3)\n"
         "work.__module__ = '__main__'\n"
-        "run_cases(work, list(range(40)), workers=2)\n"
+        "run_cases(work, list(range(40)), workers=Workers(2))\n"
     )
     with subprocess.Popen([sys.executable, "-c", script, str(tmp_path)]) as process:
         while process.poll() is None and len(list(tmp_path.iterdir())) < 3:
@@ -275,8 +276,8 @@ def test_children_end_with_their_parent(tmp_path: Path) -> None:
 
 def test_workers_are_as_many_as_cores_and_memory_allow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three gigabytes hold three workers of one; there are never more than cores, nor less than one."""
-    monkeypatch.setattr(jobs, "available_memory", lambda: 3_500_000_000)
-    monkeypatch.setattr(jobs, "available_cores", lambda: 4)
+    monkeypatch.setattr(machine, "available_memory", lambda: 3_500_000_000)
+    monkeypatch.setattr(machine, "available_cores", lambda: 4)
 
     assert [workers_that_fit(size) for size in (1, 10**9, 5 * 10**9)] == [4, 3, 1]
 
@@ -287,8 +288,8 @@ def test_memory_of_a_container_counts(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert free > 0
     (tmp_path / "max").write_text("1000\n")
     (tmp_path / "current").write_text("400\n")
-    monkeypatch.setattr(jobs, "_CGROUP_LIMITS", (str(tmp_path / "max"),))
-    monkeypatch.setattr(jobs, "_CGROUP_USES", (str(tmp_path / "current"),))
+    monkeypatch.setattr(machine, "_CGROUP_LIMITS", (str(tmp_path / "max"),))
+    monkeypatch.setattr(machine, "_CGROUP_USES", (str(tmp_path / "current"),))
     assert available_memory() == 600
 
     (tmp_path / "max").write_text("max\n")
@@ -309,7 +310,7 @@ def test_a_cluster_goes_on_when_one_of_its_workers_is_killed(cluster: str, tmp_p
         logging.getLogger("kitsattn.somewhere").warning("value %d", value)
         return 2 * value
 
-    assert try_cases(work, list(range(6)), scheduler=cluster) == [0, 2, 4, 6, 8, 10]
+    assert try_cases(work, list(range(6)), workers=Workers(scheduler=cluster)) == [0, 2, 4, 6, 8, 10]
     assert (tmp_path / "killed").exists()
 
 
@@ -321,7 +322,7 @@ def test_a_case_that_kills_every_worker_of_a_cluster_is_blamed(cluster: str) -> 
             os.kill(os.getpid(), signal.SIGKILL)
         return value
 
-    first, second, third = try_cases(work, [0, 1, 2], scheduler=cluster)
+    first, second, third = try_cases(work, [0, 1, 2], workers=Workers(scheduler=cluster))
 
     assert (first, third) == (0, 2)
     assert str(second).startswith("1: its worker process was killed, most likely because memory ran out")
@@ -337,7 +338,7 @@ def test_a_cluster_without_the_package_is_told_to_install_it(
     work = importlib.import_module("strange_work").work
 
     with pytest.raises(KitsattnError, match=r"No module named 'strange_work'.*: install the same kitsattn there"):
-        try_cases(work, [0], scheduler=cluster)
+        try_cases(work, [0], workers=Workers(scheduler=cluster))
 
 
 def test_a_scheduler_that_goes_away_is_told(cluster: str) -> None:
@@ -353,7 +354,7 @@ def test_a_scheduler_that_goes_away_is_told(cluster: str) -> None:
         return value
 
     with pytest.raises(KitsattnError, match=f"the Dask scheduler at {cluster} has gone: start it and run the same"):
-        try_cases(kill_the_scheduler, [0], scheduler=cluster)
+        try_cases(kill_the_scheduler, [0], workers=Workers(scheduler=cluster))
 
 
 @pytest.mark.parametrize("apart", [False, True])
@@ -367,7 +368,7 @@ def test_where_no_process_can_be_started_this_one_works(
 
     monkeypatch.setattr("joblib.externals.loky.reusable_executor._executor", None)  # an earlier test's processes
     monkeypatch.setattr("joblib.externals.loky.reusable_executor._ReusablePoolExecutor.__init__", refuse)
-    results = try_cases(refuser(), [0, 1, 2], workers=1 if apart else 2, apart=apart)
+    results = try_cases(refuser(), [0, 1, 2], workers=Workers(1 if apart else 2, apart=apart))
     assert [str(result) for result in results] == ["0", "1 is odd", "2"]
     (record,) = caplog.records
     assert "cannot be started (No space left on device" in record.getMessage()
@@ -401,7 +402,7 @@ def test_a_cluster_is_not_waited_for_without_end(
         with pytest.raises(
             KitsattnError, match=f"the Dask scheduler at tcp://.* {problem} .*{fix}.*run the same command again"
         ):
-            try_cases(refuser(), [0], scheduler=address.read_text())
+            try_cases(refuser(), [0], workers=Workers(scheduler=address.read_text()))
         process.kill()
     assert problem in caplog.text
 
@@ -413,7 +414,7 @@ def test_a_scheduler_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPat
 
     for address in ("tcp://127.0.0.1:1", "nonsense://x"):
         with pytest.raises(KitsattnError, match=f"no Dask scheduler answers at {address}"):
-            try_cases(refuser(), [0], scheduler=address)
+            try_cases(refuser(), [0], workers=Workers(scheduler=address))
 
 
 def test_without_dask_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -421,7 +422,7 @@ def test_without_dask_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(sys.modules, "distributed", None)
 
     with pytest.raises(KitsattnError, match=r"needs Dask: pip install 'kitsattn\[cluster\]'"):
-        try_cases(refuser(), [0], scheduler="tcp://127.0.0.1:1")
+        try_cases(refuser(), [0], workers=Workers(scheduler="tcp://127.0.0.1:1"))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's switch")
@@ -430,7 +431,7 @@ def test_freed_memory_is_kept_for_the_next_use() -> None:
     script = (
         "import resource, sys\n"
         "import numpy as np\n"
-        "from kitsattn.jobs import keep_freed_memory\n"
+        "from kitsattn.machine import keep_freed_memory\n"
         "if sys.argv[1] == 'kept': keep_freed_memory()\n"
         "np.ones(100_000_000, np.uint8)\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"

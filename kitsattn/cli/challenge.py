@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kitsattn.cli.console import warn
-from kitsattn.cli.options import JsonOption, Protocol, WorkersOption, named_protocol
+from kitsattn.cli.options import JsonOption, Protocol, WorkersOption, choose_workers, named_protocol
 from kitsattn.cli.output import Output
 from kitsattn.cli.progress import progress_bars
 from kitsattn.errors import KitsattnError
 from kitsattn.files import check_suffix
-from kitsattn.jobs import available_cores
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -77,7 +76,7 @@ def submission(
     check_suffix(out, ".zip")
     chosen = named_protocol(protocol) or guess_protocol(folder)
     with progress_bars() as progress:
-        checked = check_submission(folder, images, chosen, workers=workers or available_cores(), progress=progress)
+        checked = check_submission(folder, images, chosen, workers=choose_workers(workers), progress=progress)
     for warning in checked.warnings:
         warn(warning)
     if not checked.problems:

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 import typer
 
 from kitsattn.cli.console import command_line, log_file, say, warn
-from kitsattn.cli.options import Device, DeviceOption, JsonOption, WorkspaceOption
+from kitsattn.cli.options import Device, DeviceOption, JsonOption, WorkspaceOption, choose_workers
 from kitsattn.cli.output import Output
 from kitsattn.cli.progress import progress_bars
 from kitsattn.errors import KitsattnError
-from kitsattn.jobs import available_cores, keep_freed_memory
+from kitsattn.machine import keep_freed_memory
 from kitsattn.notices import RESEARCH_NOTICE
 from kitsattn.workspace import Workspace
 
@@ -111,7 +111,7 @@ def _paint(folder: Path) -> None:
             shape=_SHAPE,
             spacing_mm=_SPACING_MM,
             seed=_SEED,
-            workers=available_cores(),
+            workers=choose_workers(None),
             progress=progress,
         )
         painted = ensure_cohort(folder, write)
@@ -133,7 +133,7 @@ def _run(places: Workspace, raw: Path, device: Device, sample: dict[str, Any] | 
     dataset = find_dataset(raw)
     folder = places.preprocessed / dataset.name
     with progress_bars() as progress:
-        prepared = preprocess_dataset(dataset, folder, workers=available_cores(), progress=progress).dataset
+        prepared = preprocess_dataset(dataset, folder, workers=choose_workers(None), progress=progress).dataset
     say(f"prepared cases: {folder}")
     chosen = choose_device(device)
     (job,) = plan_run(

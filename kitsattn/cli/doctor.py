@@ -71,7 +71,7 @@ def doctor(
 def _machine() -> dict[str, Any]:
     import platform
 
-    from kitsattn.jobs import available_cores, available_memory
+    from kitsattn.machine import available_cores, available_memory
 
     return {
         "system": f"{platform.system()} {platform.release()}, {platform.machine()}",

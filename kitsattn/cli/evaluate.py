@@ -16,6 +16,7 @@ from kitsattn.cli.options import (
     SchedulerOption,
     WorkersOption,
     WorkspaceOption,
+    choose_workers,
     named_protocol,
 )
 from kitsattn.cli.output import Output
@@ -24,7 +25,7 @@ from kitsattn.errors import KitsattnError
 from kitsattn.evaluate.definition import Definition
 from kitsattn.evaluate.metrics import LESIONS, METRICS
 from kitsattn.files import check_suffix
-from kitsattn.jobs import available_cores
+from kitsattn.jobs import Workers
 from kitsattn.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -134,12 +135,12 @@ def _add_command(name: str, keys: tuple[str, ...], text: str) -> None:
         for suffix, path in outputs.items():
             if path is not None:
                 check_suffix(path, suffix)
-        place, cores = Workspace.choose(workspace), workers or available_cores()
+        place, crew = Workspace.choose(workspace), choose_workers(workers, scheduler)
 
         def scored(task: "Task") -> "Scores":
             # Of lesions there is nothing to pair: they are counted over all cases.
             wanted = keys if compare is None else tuple(key for key in keys if key != LESIONS)
-            return _score(task, choose_scoring(task.protocol, wanted, definition), cores, scheduler)
+            return _score(task, choose_scoring(task.protocol, wanted, definition), crew)
 
         if compare is not None:
             if any(outputs.values()) or references is not None:
@@ -174,12 +175,12 @@ app.command("rank")(rank)
 app.command("submission")(submission)
 
 
-def _score(task: "Task", scoring: "Scoring", workers: int, scheduler: str | None) -> "Scores":
+def _score(task: "Task", scoring: "Scoring", workers: Workers) -> "Scores":
     """Score, and tell what could not be or was not as expected."""
     from kitsattn.evaluate.run import evaluate_cases
 
     with progress_bars() as progress:
-        scores = evaluate_cases(task.matched, scoring, workers=workers, scheduler=scheduler, progress=progress)
+        scores = evaluate_cases(task.matched, scoring, workers=workers, progress=progress)
     for reason in scores.failed.values():
         warn(f"not scored: {reason}")
     if scores.missing:

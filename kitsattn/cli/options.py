@@ -8,7 +8,9 @@ from typing import Annotated, Any, Literal, TypeVar
 import typer
 
 from kitsattn.files import expand_path
+from kitsattn.jobs import Workers
 from kitsattn.labels import KITS19, KITS23, ScoringProtocol
+from kitsattn.machine import available_cores
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -36,6 +38,11 @@ def batch_size_check(least: int) -> Callable[[str | None], str | None]:
         raise typer.BadParameter(msg)
 
     return check
+
+
+def choose_workers(processes: int | None, scheduler: str | None = None) -> Workers:
+    """Return who works on cases: the processes or the cluster that were asked for, else one process a core."""
+    return Workers(processes or available_cores(), scheduler=scheduler)
 
 
 class Application(typer.Typer):

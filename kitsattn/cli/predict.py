@@ -23,7 +23,7 @@ from kitsattn.cli.options import (
 from kitsattn.cli.output import Output
 from kitsattn.cli.progress import progress_bars
 from kitsattn.errors import KitsattnError
-from kitsattn.jobs import keep_freed_memory
+from kitsattn.machine import keep_freed_memory
 from kitsattn.notices import SYNTHETIC_MODEL_NOTICE
 from kitsattn.words import plural
 from kitsattn.workspace import Workspace

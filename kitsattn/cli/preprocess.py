@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from kitsattn.cli.console import command_line, log_file, say
-from kitsattn.cli.options import AssumeHuOption, JsonOption, SchedulerOption, WorkspaceOption
+from kitsattn.cli.options import AssumeHuOption, JsonOption, SchedulerOption, WorkspaceOption, choose_workers
 from kitsattn.cli.output import Output
 from kitsattn.cli.progress import progress_bars
 from kitsattn.errors import KitsattnError
+from kitsattn.jobs import Workers
 from kitsattn.words import plural
 from kitsattn.workspace import Workspace
 
@@ -99,6 +100,8 @@ def preprocess(
         if one and other:
             msg = f"{one} does not go with {other}: {reason}; leave one of them out"
             raise KitsattnError(msg)
+    # None: as many as memory allows, too.
+    crew = Workers(workers or 1, scheduler=scheduler) if workers or scheduler else None
     output, places = Output(json), Workspace.choose(workspace)
     named = [] if raw is None else [raw]
     if raw is None:
@@ -110,9 +113,7 @@ def preprocess(
         options = ["--assume-hu"] if assume_hu else []
         following = command_line("preprocess", *named, *options, workspace=workspace)
         with progress_bars() as progress:
-            findings = verify_dataset(
-                dataset, workers=workers, scheduler=scheduler, assume_hu=assume_hu, progress=progress
-            )
+            findings = verify_dataset(dataset, workers=crew, assume_hu=assume_hu, progress=progress)
         _show_verified(dataset, findings, following=following, output=output)
         return
     folder = places.preprocessed / dataset.name
@@ -123,14 +124,13 @@ def preprocess(
             spacing_mm=spacing,
             window=window or "paper",
             plan_file=plan,
-            workers=workers,
-            scheduler=scheduler,
+            workers=crew,
             resume=resume,
             assume_hu=assume_hu,
             progress=progress,
         )
         following = command_line("train", *_choice(places, folder), "--fold", "0", workspace=workspace)
-        page = _report(result, following, workers, scheduler, progress) if report else None
+        page = _report(result, following, crew or choose_workers(None), progress) if report else None
     prepared = result.dataset
     content = {
         "dataset": prepared.name,
@@ -165,12 +165,10 @@ def _choice(places: Workspace, folder: Path) -> list[str]:
     return [] if taken == folder else ["--dataset", folder.name]
 
 
-def _report(
-    result: "Preprocessed", following: str, workers: int | None, scheduler: str | None, progress: "Progress"
-) -> Path:
+def _report(result: "Preprocessed", following: str, workers: Workers, progress: "Progress") -> Path:
     from kitsattn.preprocess.report import report_dataset
 
-    return report_dataset(result, next_step=following, workers=workers, scheduler=scheduler, progress=progress)
+    return report_dataset(result, next_step=following, workers=workers, progress=progress)
 
 
 def _show_verified(dataset: "Dataset", findings: "Sequence[Finding]", *, following: str, output: Output) -> None:

@@ -20,7 +20,7 @@ from kitsattn.cli.options import (
 from kitsattn.cli.output import Output
 from kitsattn.cli.progress import progress_bars
 from kitsattn.errors import KitsattnError
-from kitsattn.jobs import keep_freed_memory
+from kitsattn.machine import keep_freed_memory
 from kitsattn.train.names import DEFAULT_MADE_MODEL, DEFAULT_MODEL
 from kitsattn.words import plural
 from kitsattn.workspace import Workspace

@@ -8,7 +8,7 @@ from kitsattn.evaluate.case import CaseScores, score_case
 from kitsattn.evaluate.match import CasePair, MatchedCases
 from kitsattn.evaluate.scores import Scores
 from kitsattn.evaluate.scoring import Scoring
-from kitsattn.jobs import Progress, silent, try_cases
+from kitsattn.jobs import HERE, Progress, Workers, silent, try_cases
 
 _log = logging.getLogger(__name__)
 
@@ -17,8 +17,7 @@ def evaluate_cases(
     matched: MatchedCases,
     scoring: Scoring,
     *,
-    workers: int = 1,
-    scheduler: str | None = None,
+    workers: Workers = HERE,
     progress: Progress = silent,
 ) -> Scores:
     """Score cases; one that cannot be scored costs no other.
@@ -26,8 +25,7 @@ def evaluate_cases(
     Args:
         matched: What to score, from `match_cases`; at least one pair.
         scoring: What to score, and how.
-        workers: Number of processes at most; 1 scores in this one.
-        scheduler: Address of a Dask scheduler whose workers score the cases instead.
+        workers: Who scores the cases.
         progress: Called after each case.
 
     Returns:
@@ -42,7 +40,6 @@ def evaluate_cases(
         partial(_score_pair, scoring=scoring),
         matched.pairs,
         workers=workers,
-        scheduler=scheduler,
         label="evaluate",
         progress=progress,
     )

@@ -20,7 +20,7 @@ from kitsattn.datasets.dataset import DESCRIPTION_NAME, Description
 from kitsattn.datasets.kits import IMAGE_NAME, LABELS_NAME
 from kitsattn.errors import KitsattnError
 from kitsattn.files import write_json
-from kitsattn.jobs import Progress, run_cases, silent
+from kitsattn.jobs import HERE, Progress, Workers, run_cases, silent
 from kitsattn.labels import KITS19_LABELS, KITS23_LABELS, check_labels
 from kitsattn.phantom.fit import fit_to_field, fit_to_labels, height_of_kidneys
 from kitsattn.phantom.grid import Grid
@@ -105,7 +105,7 @@ def write_cohort(
     shape: Shape,
     spacing_mm: Triple,
     seed: int,
-    workers: int = 1,
+    workers: Workers = HERE,
     progress: Progress = silent,
 ) -> list[str]:
     """Paint a data set of whole patients in the layout of KiTS19, every one with a tumour.
@@ -116,7 +116,7 @@ def write_cohort(
         shape: Of each scan, along z, y, x.
         spacing_mm: Of each scan, along z, y, x.
         seed: Equal seeds give equal data sets; a larger one begins with the same cases.
-        workers: Number of processes.
+        workers: Who does it.
         progress: Called after each case.
 
     Returns:
@@ -162,7 +162,7 @@ def write_painted(
     *,
     seed: int,
     licence: str,
-    workers: int = 1,
+    workers: Workers = HERE,
     progress: Progress = silent,
 ) -> list[str]:
     """Paint a data set around given label maps in the layout of KiTS19.
@@ -173,7 +173,7 @@ def write_painted(
             name, or by its place in this list if any of them has none.
         seed: Equal seeds and label maps give equal data sets.
         licence: Of the label maps; it holds for the data set, whose shapes are theirs.
-        workers: Number of processes.
+        workers: Who does it.
         progress: Called after each case.
 
     Returns:

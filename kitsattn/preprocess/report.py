@@ -13,12 +13,13 @@ from kitsattn.figures.overlay import COMPACT_SIZE
 from kitsattn.figures.page import Gallery, Leaf, Leaves, Link, Page, Picture, Table, write_page
 from kitsattn.figures.plots import plot_intensities, plot_sizes, plot_spacing, plot_volumes
 from kitsattn.files import write_bytes
-from kitsattn.jobs import Progress, available_cores, silent, try_cases
+from kitsattn.jobs import HERE, Progress, Workers, silent, try_cases
 from kitsattn.notices import RESEARCH_NOTICE
 from kitsattn.preprocess.fingerprint import Fingerprint
+from kitsattn.preprocess.folder import REPORT_FILE
 from kitsattn.preprocess.plan import Plan
 from kitsattn.preprocess.preview import draw_preview
-from kitsattn.preprocess.run import REPORT_FILE, Preprocessed
+from kitsattn.preprocess.run import Preprocessed
 from kitsattn.preprocess.store import PreparedDataset
 from kitsattn.preprocess.verify import Finding
 from kitsattn.volume.geometry import voxel_ml
@@ -34,8 +35,7 @@ def report_dataset(
     result: Preprocessed,
     *,
     next_step: str = "kitsattn train --fold 0",
-    workers: int | None = None,
-    scheduler: str | None = None,
+    workers: Workers = HERE,
     progress: Progress = silent,
 ) -> Path:
     """Draw a preview of every case of a prepared data set, and write the page for quality control beside its plan.
@@ -45,8 +45,7 @@ def report_dataset(
     Args:
         result: What preprocessing returned.
         next_step: What to type to train the first fold on these cases.
-        workers: Number of processes; None takes one a core.
-        scheduler: Address of a Dask scheduler whose workers draw instead.
+        workers: Who draws.
         progress: Called after each preview.
 
     Returns:
@@ -59,8 +58,7 @@ def report_dataset(
     drawn = try_cases(
         partial(_draw_preview, dataset),
         dataset.cases,
-        workers=workers or available_cores(),
-        scheduler=scheduler,
+        workers=workers,
         label="previews",
         progress=progress,
     )

@@ -16,7 +16,7 @@ from kitsattn.config import to_json
 from kitsattn.datasets.dataset import DESCRIPTION_NAME, Description
 from kitsattn.datasets.kits import IMAGE_NAME, LABELS_NAME
 from kitsattn.files import write_json
-from kitsattn.jobs import Progress, silent, try_cases
+from kitsattn.jobs import HERE, Progress, Workers, silent, try_cases
 from kitsattn.labels import KITS23_LABELS
 from kitsattn.phantom.paint import paint_around
 from kitsattn.phantom.patient import Phase
@@ -77,7 +77,7 @@ def paint_dataset(
     *,
     seed: int,
     licence: str,
-    workers: int = 1,
+    workers: Workers = HERE,
     progress: Progress = silent,
 ) -> list[str]:
     """Paint one scan around each label map, under the label map's name; scans that are already there are kept.
@@ -87,7 +87,7 @@ def paint_dataset(
         label_files: KiTS19's or KiTS23's label maps, case_00003.nii.gz and so on.
         seed: Equal seeds and label maps give equal scans, for any number of workers, whatever else is painted.
         licence: Licence of the label maps, which covers the scans' shapes.
-        workers: Number of processes.
+        workers: Who does it.
         progress: Called after each scan.
 
     Returns:

@@ -9,7 +9,7 @@ from kitsattn.config import to_json
 from kitsattn.datasets.find import find_dataset
 from kitsattn.errors import KitsattnError
 from kitsattn.files import write_json
-from kitsattn.jobs import Progress, silent, try_cases
+from kitsattn.jobs import HERE, Progress, Workers, silent, try_cases
 from kitsattn.phantom.paint import ensure_cohort, write_cohort
 from kitsattn.preprocess.plan import Plan
 from kitsattn.preprocess.run import preprocess_dataset
@@ -81,7 +81,7 @@ def prepare_material(
     workspace: Workspace,
     *,
     real: PreparedDataset | None = None,
-    workers: int = 1,
+    workers: Workers = HERE,
     progress: Progress = silent,
 ) -> PreparedMaterial:
     """Paint phantoms, prepare bodies, cut out kidneys; what an earlier call finished is kept.
@@ -91,7 +91,7 @@ def prepare_material(
         workspace: Painted scans go to `raw/starter-painted`, prepared ones to `preprocessed/starter-painted` (without
             KiTS label maps to `starter-phantoms` in both), bodies and kidneys to `preprocessed/starter`.
         real: Prepared data set of real scans to draw from as well.
-        workers: Number of processes.
+        workers: Who does it.
         progress: Called after each scan, body and label map.
 
     Raises:

@@ -9,7 +9,7 @@ from torch import Tensor
 from kitsattn.batches.loader import SlabBatch
 from kitsattn.checkpoint.header import read_header
 from kitsattn.checkpoint.state import training_state_from_json
-from kitsattn.jobs import available_memory
+from kitsattn.machine import available_memory
 from kitsattn.ranks import Ranks
 from kitsattn.train.job import FoldJob
 from kitsattn.train.learner import fresh, train_batch

@@ -7,7 +7,7 @@ from pathlib import Path
 from kitsattn.checkpoint.header import read_header
 from kitsattn.config import read_mapping, to_json
 from kitsattn.errors import KitsattnError
-from kitsattn.jobs import Progress, silent
+from kitsattn.jobs import Progress, Workers, silent
 from kitsattn.kernels.precision import Precision
 from kitsattn.models import model_entry
 from kitsattn.models.registry import ModelConfig
@@ -81,7 +81,7 @@ def make_training_data(
     real = None if extra is None else open_real(places.preprocessed_dataset(extra), plan_file(places))
     if not ranks.is_main:
         ranks.barrier()
-    made = prepare_material(found, places, real=real, workers=ranks.cores, progress=progress)
+    made = prepare_material(found, places, real=real, workers=Workers(ranks.cores), progress=progress)
     if ranks.is_main:
         ranks.barrier()
     return TrainingData(made_dataset(made), [Split((), ())], made)

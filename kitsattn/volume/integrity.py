@@ -14,7 +14,7 @@ from typing import IO
 
 from kitsattn.errors import KitsattnError
 from kitsattn.files import unreadable
-from kitsattn.jobs import available_memory
+from kitsattn.machine import available_memory
 
 _DEFLATE_AT_MOST = 1032
 """How many bytes one byte of gzip can stand for: the most that zlib's own account of the format gives."""

@@ -51,6 +51,7 @@ from kitsattn.config import to_json
 from kitsattn.evaluate.match import CasePair, MatchedCases
 from kitsattn.evaluate.run import evaluate_cases
 from kitsattn.evaluate.scoring import Scoring
+from kitsattn.jobs import Workers
 from kitsattn.phantom.paint import write_painted
 from kitsattn.preprocess.plan import read_plan
 from kitsattn.synthesis.painted import thin_labels
@@ -136,7 +137,11 @@ def make_cohort(label_files: Sequence[Path], folder: Path, *, seed: int, train: 
         msg = f"{len(label_files)} label maps gave {len(chosen)} cases of {train + held_out}: give more of them"
         raise SystemExit(msg)
     names = write_painted(
-        folder / _NAME, chosen, seed=seed, licence="that of the label maps", workers=len(os.sched_getaffinity(0))
+        folder / _NAME,
+        chosen,
+        seed=seed,
+        licence="that of the label maps",
+        workers=Workers(len(os.sched_getaffinity(0))),
     )
     cohort = Cohort(folder, tuple(sorted(names[:train])), tuple(sorted(names[train:])), slices)
     note.write_text(json.dumps({"train": cohort.train, "held_out": cohort.held_out, "slices": slices}))

@@ -20,6 +20,7 @@ from batchgenerators.transforms.abstract_transforms import AbstractTransform
 
 from kitsattn.batches.loader import BatchSettings, SlabBatches
 from kitsattn.datasets.find import find_dataset
+from kitsattn.jobs import HERE
 from kitsattn.phantom.paint import write_cohort
 from kitsattn.preprocess.run import preprocess_dataset
 from kitsattn.preprocess.store import PreparedDataset
@@ -33,7 +34,7 @@ def prepare(folder: Path, size: int) -> PreparedDataset:
     """Paint and prepare two scans whose slices have so many pixels."""
     spacing = _FIELD_MM / size
     write_cohort(folder / "raw", cases=2, shape=(_DEPTH, size, size), spacing_mm=(8.0, spacing, spacing), seed=0)
-    return preprocess_dataset(find_dataset(folder / "raw"), folder / "prepared", workers=1).dataset
+    return preprocess_dataset(find_dataset(folder / "raw"), folder / "prepared", workers=HERE).dataset
 
 
 def milliseconds(batches: SlabBatches, count: int) -> tuple[float, float]:

@@ -23,8 +23,9 @@ import torch
 from measure import machine
 from train_step import build_step
 
-from kitsattn.jobs import available_cores, keep_freed_memory, silent
+from kitsattn.jobs import silent
 from kitsattn.kernels.precision import choose_precision, mixed_precision, to_device
+from kitsattn.machine import available_cores, keep_freed_memory
 from kitsattn.models import build_model, model_entry, model_names
 from kitsattn.threads import threads_beside_others
 

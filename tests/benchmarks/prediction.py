@@ -83,7 +83,7 @@ def without_network(image: Path, target: Path, repeats: int) -> list[Cost]:
     import torch
 
     from kitsattn.config import from_json
-    from kitsattn.jobs import keep_freed_memory
+    from kitsattn.machine import keep_freed_memory
     from kitsattn.predict.case import DEFAULT_RULES, predict_scan, read_case, write_case
     from kitsattn.predict.cases import PredictionCase
     from kitsattn.predict.infer import Ensemble, Inference, Member

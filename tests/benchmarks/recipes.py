@@ -22,6 +22,7 @@ import torch
 from learning import HELD_OUT_CASES, TRAINING_CASES, Cohort, make_cohort
 
 from kitsattn.datasets.find import find_dataset
+from kitsattn.jobs import HERE
 from kitsattn.kernels.precision import choose_precision
 from kitsattn.models import model_entry
 from kitsattn.predict.cases import PredictionCase
@@ -57,7 +58,7 @@ def prepare(cohort: Cohort) -> PreparedDataset:
     folder = cohort.folder / "prepared"
     if (folder / "dataset.json").exists():
         return open_dataset(folder)
-    return preprocess_dataset(find_dataset(cohort.raw), folder, workers=1).dataset
+    return preprocess_dataset(find_dataset(cohort.raw), folder, workers=HERE).dataset
 
 
 def train(cohort: Cohort, dataset: PreparedDataset, recipe: Recipe) -> dict[str, dict[str, float]]:

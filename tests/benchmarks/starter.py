@@ -27,8 +27,8 @@ from kitsattn.checkpoint.file import load_checkpoint
 from kitsattn.checkpoint.header import TTA, TestScore
 from kitsattn.evaluate.spread import measure_spread
 from kitsattn.files import sha256, write_bytes
-from kitsattn.jobs import keep_freed_memory
 from kitsattn.kernels.precision import choose_precision
+from kitsattn.machine import keep_freed_memory
 from kitsattn.predict.case import DEFAULT_RULES, follow_rules
 from kitsattn.predict.infer import Ensemble, Inference, load_ensemble
 from kitsattn.predict.scan import predict_volume

@@ -17,6 +17,7 @@ from kitsattn.evaluate.metrics.volume_difference import VOLUME_DIFFERENCE
 from kitsattn.evaluate.run import evaluate_cases
 from kitsattn.evaluate.scores import Scores
 from kitsattn.evaluate.scoring import Scoring
+from kitsattn.jobs import Workers
 from kitsattn.labels import KITS19, KITS23, protocol_of
 from kitsattn.volume.geometry import Geometry
 from kitsattn.volume.nifti import write_nifti
@@ -43,7 +44,7 @@ def test_cohort_worked_by_hand(tmp_path: Path, workers: int) -> None:
     scores = evaluate_cases(
         match_cases(predictions, references),
         Scoring(),
-        workers=workers,
+        workers=Workers(workers),
         progress=lambda label, done, total: reports.append((label, done, total)),
     )
 
@@ -81,7 +82,7 @@ def test_cohort_with_cysts_worked_by_hand(tmp_path: Path, workers: int) -> None:
     write_row(references / "b.nii.gz", 1, 1, 0, 0)
     write_row(references / "c.nii.gz", 1, 3)
 
-    scores = evaluate_cases(match_cases(predictions, references), Scoring(KITS23), workers=workers)
+    scores = evaluate_cases(match_cases(predictions, references), Scoring(KITS23), workers=Workers(workers))
 
     # a: 5 of 5 and 5 labelled; 3 of 3 and 4 masses; 1 of 1 and 2 tumours. b: 2 of 3 and 2; a mass of none; no tumour.
     # c: nothing of 2 labelled and of 1 mass; no tumour.
@@ -171,7 +172,7 @@ def test_a_case_that_cannot_be_scored_costs_no_other(tmp_path: Path, workers: in
         write_row(predictions / f"{name}.nii.gz", 1, 1, 2, 0)
     (predictions / "b.nii.gz").write_bytes(b"no label map")
 
-    scores = evaluate_cases(match_cases(predictions, references), Scoring(), workers=workers)
+    scores = evaluate_cases(match_cases(predictions, references), Scoring(), workers=Workers(workers))
 
     assert [case.case for case in scores.cases] == ["a", "c"]
     assert scores.composite == 1

@@ -14,6 +14,7 @@ from scipy import ndimage
 
 from kitsattn.datasets.find import find_dataset
 from kitsattn.errors import KitsattnError
+from kitsattn.jobs import Workers
 from kitsattn.labels import BACKGROUND, CYST, KIDNEY, TUMOUR
 from kitsattn.phantom.grid import Grid
 from kitsattn.phantom.kidneys import DrawnKidneys
@@ -306,7 +307,12 @@ def test_a_cohort_is_the_same_with_more_cases_and_more_workers(tmp_path: Path) -
     """A larger cohort begins with the cases of a smaller one, whoever paints them."""
     for name, cases, workers in (("small", 1, 1), ("large", 2, 2)):
         write_cohort(
-            tmp_path / name, cases=cases, shape=SMALL_SHAPE, spacing_mm=SMALL_SPACING_MM, seed=7, workers=workers
+            tmp_path / name,
+            cases=cases,
+            shape=SMALL_SHAPE,
+            spacing_mm=SMALL_SPACING_MM,
+            seed=7,
+            workers=Workers(workers),
         )
     small, large = (read_scan(tmp_path / name / "case_00000" / "imaging.nii.gz") for name in ("small", "large"))
     np.testing.assert_array_equal(small.array, large.array)

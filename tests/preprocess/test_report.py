@@ -6,6 +6,7 @@ import pytest
 
 from kitsattn.datasets.find import find_dataset
 from kitsattn.errors import KitsattnError
+from kitsattn.jobs import HERE, Workers
 from kitsattn.notices import RESEARCH_NOTICE
 from kitsattn.preprocess.fingerprint import Fingerprint, Foreground
 from kitsattn.preprocess.plan import Plan
@@ -244,9 +245,9 @@ def test_210_cases_make_a_page_that_can_be_opened(tmp_path: Path) -> None:
 
 def test_prepared_data_set_is_reported_with_a_preview_of_every_case(kits_folder: Path, tmp_path: Path) -> None:
     """The page lies beside the plan; previews are drawn once, and again only where a case is newer."""
-    result = preprocess_dataset(find_dataset(kits_folder), tmp_path / "out", workers=1)
+    result = preprocess_dataset(find_dataset(kits_folder), tmp_path / "out", workers=HERE)
 
-    path = report_dataset(result, workers=1)
+    path = report_dataset(result, workers=HERE)
 
     report = Report(path)
     assert path == tmp_path / "out" / "report.html"
@@ -256,15 +257,15 @@ def test_prepared_data_set_is_reported_with_a_preview_of_every_case(kits_folder:
     drawn = {preview.name: preview.stat().st_mtime_ns for preview in (tmp_path / "out" / "previews").iterdir()}
     assert sorted(drawn) == [f"case_0000{number}.webp" for number in range(6)]
     (tmp_path / "out" / "cases" / "case_00002" / "case.json").touch()
-    report_dataset(result, workers=2)
+    report_dataset(result, workers=Workers(2))
     again = {preview.name: preview.stat().st_mtime_ns for preview in (tmp_path / "out" / "previews").iterdir()}
     assert [name for name in drawn if again[name] != drawn[name]] == ["case_00002.webp"]
 
 
 def test_damaged_case_is_named_rather_than_drawn(kits_folder: Path, tmp_path: Path) -> None:
     """A prepared case that cannot be read stops the report with the file and its fix."""
-    result = preprocess_dataset(find_dataset(kits_folder), tmp_path / "out", workers=1)
+    result = preprocess_dataset(find_dataset(kits_folder), tmp_path / "out", workers=HERE)
     (tmp_path / "out" / "cases" / "case_00004" / "image.b2nd").write_bytes(b"broken")
 
     with pytest.raises(KitsattnError, match=r"case_00004.image\.b2nd is missing or damaged: .*--restart"):
-        report_dataset(result, workers=1)
+        report_dataset(result, workers=HERE)

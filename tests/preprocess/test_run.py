@@ -22,8 +22,9 @@ from kitsattn.datasets.dataset import CaseFiles
 from kitsattn.datasets.find import find_dataset
 from kitsattn.errors import KitsattnError
 from kitsattn.files import sole_writer
-from kitsattn.jobs import try_cases
-from kitsattn.preprocess import run
+from kitsattn.jobs import HERE, Workers, try_cases
+from kitsattn.preprocess import headers
+from kitsattn.preprocess.folder import refuse_another
 from kitsattn.preprocess.plan import Plan
 from kitsattn.preprocess.run import Preprocessed, preprocess_dataset, verify_dataset
 from kitsattn.preprocess.store import open_dataset, read_record
@@ -45,7 +46,7 @@ def raw(tmp_path: Path, write_case: WriteCase) -> Path:
 
 def preprocess(raw: Path, folder: Path, **options: Any) -> Preprocessed:
     """Prepare the data set in `raw`, in this process unless a test asks for others."""
-    return preprocess_dataset(find_dataset(raw), folder, **{"workers": 1, **options})
+    return preprocess_dataset(find_dataset(raw), folder, **{"workers": HERE, **options})
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
@@ -99,7 +100,7 @@ def test_fingerprint_is_left_for_people_to_read(tmp_path: Path, raw: Path, abdom
 def test_workers_change_nothing(tmp_path: Path, raw: Path) -> None:
     """Two processes prepare the very same files as one."""
     for workers in (1, 2):
-        preprocess(raw, tmp_path / str(workers), workers=workers)
+        preprocess(raw, tmp_path / str(workers), workers=Workers(workers))
 
     assert files_in(tmp_path / "1") == files_in(tmp_path / "2")
 
@@ -110,8 +111,8 @@ def test_run_that_was_killed_goes_on_to_the_same_bytes(tmp_path: Path, raw: Path
         write_case(raw, f"case_{number:05}")
     script = (
         "import sys; from pathlib import Path; from kitsattn.datasets.find import find_dataset;"
-        "from kitsattn.preprocess.run import preprocess_dataset;"
-        "preprocess_dataset(find_dataset(Path(sys.argv[1])), Path(sys.argv[2]), workers=1)"
+        "from kitsattn.jobs import Workers; from kitsattn.preprocess.run import preprocess_dataset;"
+        "preprocess_dataset(find_dataset(Path(sys.argv[1])), Path(sys.argv[2]), workers=Workers())"
     )
     folder = tmp_path / "out"
     process = subprocess.Popen([sys.executable, "-c", script, str(raw), str(folder)])
@@ -156,7 +157,7 @@ def test_cluster_prepares_the_same_though_a_worker_is_killed(
     killer = threading.Thread(target=kill_a_worker)
     killer.start()
 
-    result = preprocess(Path("../raw"), Path("../out"), scheduler=cluster)
+    result = preprocess(Path("../raw"), Path("../out"), workers=Workers(scheduler=cluster))
 
     killer.join()
     assert killed
@@ -220,7 +221,7 @@ def test_one_bad_case_does_not_lose_the_others(tmp_path: Path, raw: Path) -> Non
     path = raw / "case_00000" / "imaging.nii.gz"
     path.write_bytes(path.read_bytes()[:-2000])
 
-    result = preprocess(raw, tmp_path / "out", workers=2)
+    result = preprocess(raw, tmp_path / "out", workers=Workers(2))
 
     assert list(errors(result.findings)) == ["case_00000"]
     assert f"{path} is truncated or damaged" in errors(result.findings)["case_00000"]
@@ -362,9 +363,9 @@ def test_other_classes_are_prepared_again(tmp_path: Path, raw: Path) -> None:
     labels = read_labels(path)
     write_nifti(path, labels.with_array(np.where(labels.array == 2, 3, labels.array).astype(np.uint8)), axes="IPL")
     folder = tmp_path / "out"
-    first = preprocess_dataset(find_dataset(raw, layout="kits23"), folder, workers=1)
+    first = preprocess_dataset(find_dataset(raw, layout="kits23"), folder, workers=HERE)
 
-    second = preprocess_dataset(find_dataset(raw, layout="kits19"), folder, workers=1)
+    second = preprocess_dataset(find_dataset(raw, layout="kits19"), folder, workers=HERE)
 
     assert first.fingerprints[1].voxels["cyst"] > 0
     assert second.kept == 0
@@ -393,7 +394,7 @@ def test_another_data_set_of_the_name_is_refused(
         preprocess(other, folder)
     with monkeypatch.context() as patched, refused:
         patched.setattr(Path, "exists", _may_not_be_looked_at)
-        run._refuse_another(folder, find_dataset(other).cases)
+        refuse_another(folder, find_dataset(other).cases)
 
     raw.rename(tmp_path / "gone")
     assert preprocess(other, folder).kept == 0
@@ -458,7 +459,7 @@ def test_one_strange_header_costs_one_case(tmp_path: Path, raw: Path, write_case
             path.write_bytes(gzip.compress(bytes(content)))
 
     result = preprocess(raw, tmp_path / "out")
-    verified = verify_dataset(find_dataset(raw), workers=1)
+    verified = verify_dataset(find_dataset(raw), workers=HERE)
 
     assert result.dataset.cases == ("case_00000", "case_00001")
     for found in (errors(result.findings), errors(verified)):
@@ -481,7 +482,7 @@ def test_values_that_are_assumed_to_be_hu_are_recorded_with_the_case(tmp_path: P
     assert all(source.assumed_hu for source in open_dataset(tmp_path / "out").sources.values())
     assert read_record(tmp_path / "out", "case_00001").assumed_hu
     assert sum("taken as HU without a check" in finding.text for finding in again.findings) == 2
-    assert verify_dataset(find_dataset(raw), workers=1, assume_hu=True) == assumed.findings
+    assert verify_dataset(find_dataset(raw), workers=HERE, assume_hu=True) == assumed.findings
     checked = preprocess(raw, tmp_path / "out")
     assert (list(errors(checked.findings)), checked.kept) == (["case_00001"], 0)
 
@@ -491,7 +492,7 @@ def test_verifying_tells_of_every_case_though_no_header_can_be_read(tmp_path: Pa
     for path in raw.glob("*/imaging.nii.gz"):
         path.write_bytes(b"")
 
-    assert list(errors(verify_dataset(find_dataset(raw), workers=1))) == ["case_00000", "case_00001"]
+    assert list(errors(verify_dataset(find_dataset(raw), workers=HERE))) == ["case_00000", "case_00001"]
 
 
 def test_workers_that_were_not_asked_for_are_as_many_as_fit_and_processes_of_their_own(
@@ -499,20 +500,20 @@ def test_workers_that_were_not_asked_for_are_as_many_as_fit_and_processes_of_the
 ) -> None:
     """Where memory holds one worker, there is one, it says why, and it is not this process."""
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr("kitsattn.preprocess.run.workers_that_fit", lambda _: 1)
-    monkeypatch.setattr("kitsattn.preprocess.run.available_cores", lambda: 4)
+    monkeypatch.setattr("kitsattn.preprocess.headers.workers_that_fit", lambda _: 1)
+    monkeypatch.setattr("kitsattn.preprocess.headers.available_cores", lambda: 4)
     seen: list[dict[str, Any]] = []
 
-    def record(*arguments: Any, **options: Any) -> Any:
+    def record(work: Any, **options: Any) -> Any:
         seen.append(options)
-        return try_cases(*arguments)
+        return try_cases(work, options["cases"])
 
     monkeypatch.setattr("kitsattn.preprocess.run.try_cases", record)
 
     result = preprocess(raw, tmp_path / "out", workers=None)
 
     assert len(result.dataset.cases) == 2
-    assert (seen[-1]["workers"], seen[-1]["apart"]) == (1, True)
+    assert seen[-1]["workers"] == Workers(1, apart=True)
     assert "workers: 1, each needs 0.3 GB of memory for the largest case" in caplog.text
 
 
@@ -520,8 +521,8 @@ def test_memory_of_a_worker_goes_by_what_its_files_hold() -> None:
     """float64 in the file is there beside the float32 it becomes; KiTS19's largest case needs 1.8 GB."""
     header = CaseHeader("case_00151", (1059, 512, 512), (0.5, 0.81, 0.81), 0, (2, 1))
 
-    assert run._needed_bytes(header) == pytest.approx(0.25e9 + 5.5 * 1059 * 512 * 512)
-    assert run._needed_bytes(replace(header, voxel_bytes=(8, 1))) > 2 * run._needed_bytes(header)
+    assert headers._needed_bytes(header) == pytest.approx(0.25e9 + 5.5 * 1059 * 512 * 512)
+    assert headers._needed_bytes(replace(header, voxel_bytes=(8, 1))) > 2 * headers._needed_bytes(header)
 
 
 def test_spacing_and_plan_of_the_user_count(tmp_path: Path, raw: Path) -> None:
@@ -580,7 +581,7 @@ def test_what_is_known_of_the_challenges_cases_is_noted(tmp_path: Path, write_ca
     for name in ("kits19", "mine"):
         write_case(tmp_path / name, "case_00160")
 
-    notes = {name: verify_dataset(find_dataset(tmp_path / name), workers=1) for name in ("kits19", "mine")}
+    notes = {name: verify_dataset(find_dataset(tmp_path / name), workers=HERE) for name in ("kits19", "mine")}
 
     assert [finding.case_id for finding in notes["kits19"]] == [None, "case_00160"]
     assert {finding.severity for finding in notes["kits19"]} == {"note"}
@@ -588,7 +589,7 @@ def test_what_is_known_of_the_challenges_cases_is_noted(tmp_path: Path, write_ca
     assert "case_00160: Its slices have 512 x 796 voxels" in notes["kits19"][1].text
     assert notes["mine"] == ()
     (tmp_path / "kits19" / "kitsattn-dataset.json").write_text('{"synthetic": true}')
-    assert verify_dataset(find_dataset(tmp_path / "kits19"), workers=1) == ()
+    assert verify_dataset(find_dataset(tmp_path / "kits19"), workers=HERE) == ()
 
 
 def test_a_plan_edited_by_hand_is_kept_and_its_use_told(
@@ -619,7 +620,7 @@ def test_verifying_finds_what_preparing_would(tmp_path: Path, raw: Path, write_c
     write_nifti(path, read_labels(path).with_array(np.full((12, 60, 80), 7, np.uint8)))
     before = files_in(raw)
 
-    findings = verify_dataset(find_dataset(raw), workers=1)
+    findings = verify_dataset(find_dataset(raw), workers=HERE)
 
     assert [finding.severity for finding in findings] == ["error", "warning"]
     assert "case_00002/segmentation.nii.gz holds the unknown labels [7]" in findings[0].text

@@ -8,6 +8,7 @@ import torch
 
 from kitsattn.datasets.find import find_dataset
 from kitsattn.files import write_json
+from kitsattn.jobs import HERE
 from kitsattn.labels import KITS19_LABELS
 from kitsattn.models import model_entry
 from kitsattn.preprocess.run import preprocess_dataset
@@ -50,7 +51,7 @@ def test_two_cases_are_learnt_by_heart(tmp_path: Path) -> None:
         write_nifti(case / "segmentation.nii.gz", Volume(labels, geometry), axes="IPL")
     description = {"name": "two", "synthetic": True, "labels": dict(KITS19_LABELS), "licence": "CC0-1.0"}
     write_json(tmp_path / "raw" / "kitsattn-dataset.json", {**description, "citation": "painted for this test"})
-    dataset = preprocess_dataset(find_dataset(tmp_path / "raw"), tmp_path / "prepared", workers=1).dataset
+    dataset = preprocess_dataset(find_dataset(tmp_path / "raw"), tmp_path / "prepared", workers=HERE).dataset
     job = FoldJob(
         dataset=dataset,
         split=Split(dataset.cases, dataset.cases),

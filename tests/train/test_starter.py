@@ -19,6 +19,7 @@ from kitsattn.cli.app import app
 from kitsattn.config import read_settings
 from kitsattn.datasets.find import find_dataset
 from kitsattn.errors import KitsattnError
+from kitsattn.jobs import HERE
 from kitsattn.labels import KITS23_LABELS
 from kitsattn.predict.infer import load_ensemble
 from kitsattn.predict.scan import predict_volume
@@ -181,7 +182,7 @@ def scans(workspace: Workspace, kits_folder: Path) -> PreparedDataset:
     """Painted cases that stand for real scans, prepared with the plan of made ones."""
     folder = workspace.preprocessed / "painted"
     dataset = find_dataset(kits_folder)
-    return preprocess_dataset(dataset, folder, plan_file=plan_file(workspace), workers=1).dataset
+    return preprocess_dataset(dataset, folder, plan_file=plan_file(workspace), workers=HERE).dataset
 
 
 def test_real_scans_are_mixed_in(train: Train, scans: PreparedDataset, starter_folder: Path) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from kitsattn.errors import KitsattnError
 from kitsattn.files import atomic_path, is_visible, unreadable
-from kitsattn.jobs import Progress, silent, try_cases
+from kitsattn.jobs import HERE, Progress, Workers, silent, try_cases
 from kitsattn.labels import BACKGROUND, KITS19, KITS23, ScoringProtocol
 from kitsattn.volume.formats import read_grid, read_labels
 from kitsattn.volume.orientation import SPATIAL_AXES
@@ -85,7 +85,7 @@ def check_submission(
     images: Path | None,
     protocol: ScoringProtocol,
     *,
-    workers: int = 1,
+    workers: Workers = HERE,
     progress: Progress = silent,
 ) -> CheckedSubmission:
     """Check predictions by the rules of a challenge; whatever is wrong with some, all are checked.
@@ -98,7 +98,7 @@ def check_submission(
         images: The test scans, case_00210/imaging.nii.gz, case_00210.nii.gz or case_00210_0000.nii.gz. Without them
             neither shapes and affines nor, for KITS23, completeness are checked.
         protocol: KITS19 or KITS23.
-        workers: Number of processes; 1 checks in this one.
+        workers: Who checks.
         progress: Called after each file.
 
     Raises:

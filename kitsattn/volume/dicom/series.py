@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kitsattn.errors import KitsattnError
-from kitsattn.jobs import available_memory
+from kitsattn.machine import available_memory
 from kitsattn.volume.archive import Member, members, printable
 from kitsattn.volume.dicom.decoder import Decoder, open_decoder
 from kitsattn.volume.dicom.headers import Frame, Headers, Image, read_headers

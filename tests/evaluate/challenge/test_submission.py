@@ -18,6 +18,7 @@ from kitsattn.evaluate.challenge.submission import (
     guess_protocol,
     zip_submission,
 )
+from kitsattn.jobs import Workers
 from kitsattn.labels import KITS19, KITS23, ScoringProtocol, protocol_of
 from kitsattn.volume.geometry import Geometry, Triple
 from kitsattn.volume.nifti import write_nifti
@@ -60,7 +61,9 @@ def test_sound_submission_to_kits23(folder: Path, images: Path, workers: int) ->
     """Every scan has its prediction, on its grid: nothing is said, whatever the files were named; each is reported."""
     reports: list[tuple[str, int, int]] = []
 
-    checked = check_submission(folder, images, KITS23, workers=workers, progress=lambda *report: reports.append(report))
+    checked = check_submission(
+        folder, images, KITS23, workers=Workers(workers), progress=lambda *report: reports.append(report)
+    )
 
     files = {
         "case_00210.nii.gz": folder / "prediction_00210.nii.gz",
