@@ -11,7 +11,7 @@ from PIL import Image
 
 from kitsattn.checkpoint.shipped import DEFAULT, find_weights
 from kitsattn.datasets.sample_ct import find_sample
-from kitsattn.kernels.precision import choose_precision
+from kitsattn.precision import choose_precision
 from kitsattn.predict.cases import PredictionCase, read_ahead
 from kitsattn.predict.infer import load_ensemble
 from kitsattn.predict.sample import segment_sample

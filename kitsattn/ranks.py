@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib import import_module
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 from kitsattn.errors import KitsattnError
 from kitsattn.machine import available_cores
@@ -145,3 +145,31 @@ def lost_rank(error: RuntimeError) -> bool:
     """Tell whether an error says that another process of the group has ended."""
     told = str(error)
     return isinstance(error, distributed.DistError) or "gloo" in told or "NCCL" in told
+
+
+def sum_over_group(values: Tensor, group: "distributed.ProcessGroup | None") -> Tensor:
+    """Return the sum of a tensor over a group of processes; every process that uses it gives its gradient to all.
+
+    Args:
+        values: Of the same shape and dtype in all of them.
+        group: The processes; None is this one alone, and the tensor comes back as it is.
+    """
+    if group is None:
+        return values
+    total: Tensor = _Sum.apply(values, group)  # type: ignore[no-untyped-call]
+    return total
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, group: "distributed.ProcessGroup") -> Tensor:  # noqa: ANN401 - PyTorch's
+        ctx.group = group
+        total = values.clone()
+        distributed.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401 - PyTorch's
+        total = grad.clone()
+        distributed.all_reduce(total, group=ctx.group)
+        return total, None

@@ -78,7 +78,7 @@ def _segment_sample(places: Workspace, device: Device, started: float, output: O
     scan = read_ahead(case)
 
     # Only now: PyTorch takes seconds to load, and the scan is read meanwhile.
-    from kitsattn.kernels.precision import choose_device, choose_precision
+    from kitsattn.precision import choose_device, choose_precision
     from kitsattn.predict.case import describe_volumes
     from kitsattn.predict.infer import load_ensemble
     from kitsattn.predict.sample import segment_sample
@@ -121,8 +121,8 @@ def _paint(folder: Path) -> None:
 def _run(places: Workspace, raw: Path, device: Device, sample: dict[str, Any] | None, output: Output) -> None:
     from kitsattn.cli.live import training_display
     from kitsattn.datasets.find import find_dataset
-    from kitsattn.kernels.precision import choose_device, choose_precision
     from kitsattn.models import model_entry
+    from kitsattn.precision import choose_device, choose_precision
     from kitsattn.preprocess.run import preprocess_dataset
     from kitsattn.ranks import Ranks
     from kitsattn.train.folds import read_or_make_splits

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from kitsattn.kernels.dispatch import Shape
-    from kitsattn.kernels.precision import Precision as PrecisionName
+    from kitsattn.precision import Precision as PrecisionName
 
 _LIBRARIES = ("torch", "triton", "numpy", "nibabel", "SimpleITK", "blosc2", "batchgenerators")
 _GIGABYTE = 1e9
@@ -46,7 +46,7 @@ def doctor(
 
     Example: kitsattn doctor --model attention-deeplab-r18
     """
-    from kitsattn.kernels.precision import choose_device, choose_precision
+    from kitsattn.precision import choose_device, choose_precision
 
     chosen = choose_device(device)
     format_ = choose_precision(precision, chosen)
@@ -117,8 +117,8 @@ def _blocks(
     import torch
 
     from kitsattn.kernels.dispatch import choose, watched_shapes
-    from kitsattn.kernels.precision import dtype_of
     from kitsattn.models import build_model, model_entry
+    from kitsattn.precision import dtype_of
 
     with torch.device("meta"), torch.no_grad(), watched_shapes() as shapes:
         network = build_model(name).eval()

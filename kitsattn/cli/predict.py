@@ -201,7 +201,7 @@ def predict(
     # Only now: loading torch takes seconds, and what is wrong with the paths is known without it.
     import torch
 
-    from kitsattn.kernels.precision import choose_device, choose_precision
+    from kitsattn.precision import choose_device, choose_precision
     from kitsattn.predict.credits import credits_of
     from kitsattn.predict.infer import Inference, load_ensemble
     from kitsattn.predict.run import predict_shared, recall_shared

@@ -142,7 +142,7 @@ def train(
     Example: kitsattn train --fold 0 --model attention-deeplab-r18
     """
     from kitsattn.checkpoint.shipped import find_weights
-    from kitsattn.kernels.precision import choose_device, choose_precision
+    from kitsattn.precision import choose_device, choose_precision
     from kitsattn.ranks import join_ranks
     from kitsattn.train.fit import choose_batch_size
     from kitsattn.train.recipe import find_recipe

@@ -27,9 +27,9 @@ from kitsattn.figures.page import Gallery, Page, Picture, Table, write_page
 from kitsattn.files import write_json
 from kitsattn.labels import BACKGROUND, KITS19, KITS23, Region, ScoringProtocol
 from kitsattn.notices import RESEARCH_NOTICE, SYNTHETIC_SCORES_NOTICE
-from kitsattn.preprocess.intensity import check_hu
 from kitsattn.volume.formats import read_labels, read_scan
 from kitsattn.volume.geometry import Geometry
+from kitsattn.volume.hu import check_hu
 from kitsattn.volume.volume import Volume
 from kitsattn.words import plural
 

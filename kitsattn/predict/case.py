@@ -20,10 +20,10 @@ from kitsattn.predict.infer import Ensemble, Inference
 from kitsattn.predict.postprocess import Postprocessing, PostprocessReport, knows_classes, postprocess
 from kitsattn.predict.scan import CERTAIN, predict_volume
 from kitsattn.predict.statistics import measure_labels
-from kitsattn.preprocess.cuts import note_cuts
-from kitsattn.preprocess.intensity import check_hu
+from kitsattn.volume.ct import check_ct
 from kitsattn.volume.dicom.segmentation import check_source, write_segmentation
 from kitsattn.volume.formats import read_labels, read_scan, write_labels
+from kitsattn.volume.hu import check_hu
 from kitsattn.volume.nifti import write_probabilities
 from kitsattn.volume.volume import Volume
 from kitsattn.words import plural
@@ -70,7 +70,7 @@ def read_case(case: PredictionCase, *, overwrite: bool, scan: Callable[[], Volum
     if case.target.suffix.lower() == DICOM_SUFFIX:
         check_source(case.source, case.series)
     read = scan() if scan else read_scan(case.source, case.series)
-    return told(note_cuts(check_hu(read, assume=case.assume_hu)), case.source)
+    return told(check_ct(read, assume_hu=case.assume_hu), case.source)
 
 
 def told(scan: Volume, name: object) -> Volume:

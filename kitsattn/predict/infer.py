@@ -18,8 +18,8 @@ from kitsattn.checkpoint.file import Checkpoint, load_checkpoint, load_model
 from kitsattn.checkpoint.header import TTA, Header
 from kitsattn.config import from_json
 from kitsattn.errors import KitsattnError
-from kitsattn.kernels.precision import Precision, mixed_precision, to_device
 from kitsattn.models import model_entry
+from kitsattn.precision import Precision, mixed_precision, to_device
 from kitsattn.predict.windows import cover, importance
 from kitsattn.preprocess.plan import Plan
 

@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING
 
 from kitsattn.checkpoint.shipped import DEFAULT, find_weights
 from kitsattn.errors import KitsattnError
-from kitsattn.kernels.precision import DeviceChoice, PrecisionChoice, choose_device, choose_precision
 from kitsattn.notices import SYNTHETIC_MODEL_NOTICE
+from kitsattn.precision import DeviceChoice, PrecisionChoice, choose_device, choose_precision
 from kitsattn.predict.case import DEFAULT_RULES, follow_rules, told
 from kitsattn.predict.infer import Ensemble, Inference, load_ensemble
 from kitsattn.predict.postprocess import Postprocessing
 from kitsattn.predict.scan import predict_volume
-from kitsattn.preprocess.cuts import note_cuts
-from kitsattn.preprocess.intensity import check_hu
 from kitsattn.volume import nifti
+from kitsattn.volume.ct import check_ct
 from kitsattn.volume.formats import from_image, read_scan, to_itk
 
 if TYPE_CHECKING:
@@ -91,9 +90,8 @@ def segment(
     else:
         msg = "an image in memory has no series: leave `series` out"
         raise KitsattnError(msg)
-    scan = told(
-        note_cuts(check_hu(scan, assume=assume_hu)), image if isinstance(image, str | PathLike) else "the image"
-    )
+    name = image if isinstance(image, str | PathLike) else "the image"
+    scan = told(check_ct(scan, assume_hu=assume_hu), name)
     ensemble = model if isinstance(model, Ensemble) else load_model(model)
     if locator is not None and not isinstance(locator, Ensemble):
         locator = load_ensemble([find_weights(locator)], ensemble.device, ensemble.precision)

@@ -11,10 +11,9 @@ from kitsattn.datasets.dataset import CaseFiles
 from kitsattn.errors import KitsattnError
 from kitsattn.labels import BACKGROUND, check_labels
 from kitsattn.preprocess.crop import Box
-from kitsattn.preprocess.cuts import note_cuts
 from kitsattn.preprocess.fingerprint import Fingerprint
-from kitsattn.preprocess.intensity import check_hu
-from kitsattn.volume.formats import read_grid, read_labels, read_scan
+from kitsattn.volume.ct import read_ct
+from kitsattn.volume.formats import read_grid, read_labels
 from kitsattn.volume.geometry import Geometry, Shape, Triple
 from kitsattn.volume.volume import Volume
 
@@ -91,7 +90,7 @@ def read_case(case: CaseFiles, classes: Mapping[str, int], *, assume_hu: bool = 
         KitsattnError: If a file cannot be read, is not in HU or no label map, or the two do not belong together.
     """
     assert case.labels is not None
-    scan = note_cuts(check_hu(read_scan(case.image), assume=assume_hu))
+    scan = read_ct(case.image, assume_hu=assume_hu)
     label_map = read_labels(case.labels)
     _check_same_grid(case, scan.geometry, label_map.geometry)
     if label_map.array.max() > max(classes.values()):

@@ -18,7 +18,7 @@ from kitsattn.batches.made import HeldOutSlices, MadeBatches
 from kitsattn.batches.processes import load_batches
 from kitsattn.errors import KitsattnError
 from kitsattn.jobs import Progress, silent
-from kitsattn.kernels.precision import mixed_precision
+from kitsattn.precision import mixed_precision
 from kitsattn.ranks import lost_rank
 from kitsattn.threads import threads_beside_others
 from kitsattn.train.fit import largest_batch

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
-from kitsattn.kernels.precision import Precision
 from kitsattn.labels import ScoringProtocol, protocol_of
 from kitsattn.models.registry import ModelConfig
+from kitsattn.precision import Precision
 from kitsattn.preprocess.plan import Plan
 from kitsattn.preprocess.store import PreparedDataset
 from kitsattn.ranks import ALONE, Ranks

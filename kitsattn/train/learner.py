@@ -31,8 +31,8 @@ from kitsattn.checkpoint.state import (
 from kitsattn.checkpoint.weights import load_initial, read_weights
 from kitsattn.config import to_json
 from kitsattn.errors import KitsattnError
-from kitsattn.kernels.precision import mixed_precision, to_device
 from kitsattn.models import build_model
+from kitsattn.precision import mixed_precision, to_device
 from kitsattn.train.job import FoldJob
 from kitsattn.train.losses import segmentation_loss
 from kitsattn.train.names import BEST, EMA, JOURNAL, LAST, PROGRESS, TENSORBOARD, VALIDATION

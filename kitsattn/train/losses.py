@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, distributed
 from torch.nn.functional import cross_entropy, one_hot
 
-from kitsattn.kernels.groups import sum_over_group
 from kitsattn.labels import Region
+from kitsattn.ranks import sum_over_group
 
 _SMOOTH = 1e-5
 

@@ -25,7 +25,6 @@ from kitsattn.notices import RESEARCH_NOTICE
 from kitsattn.predict.cases import PredictionCase
 from kitsattn.predict.infer import load_ensemble
 from kitsattn.predict.run import predict_cases
-from kitsattn.preprocess.intensity import check_hu
 from kitsattn.preprocess.store import PreparedDataset
 from kitsattn.threads import threads_beside_others
 from kitsattn.train.fold import EpochEnd, ignore, train_fold
@@ -33,6 +32,7 @@ from kitsattn.train.job import FoldJob
 from kitsattn.train.names import VALIDATION
 from kitsattn.train.starter import ship
 from kitsattn.volume.formats import read_labels, read_scan
+from kitsattn.volume.hu import check_hu
 from kitsattn.words import plural
 
 SUMMARY = "summary.json"

@@ -8,9 +8,9 @@ from kitsattn.checkpoint.header import read_header
 from kitsattn.config import read_mapping, to_json
 from kitsattn.errors import KitsattnError
 from kitsattn.jobs import Progress, Workers, silent
-from kitsattn.kernels.precision import Precision
 from kitsattn.models import model_entry
 from kitsattn.models.registry import ModelConfig
+from kitsattn.precision import Precision
 from kitsattn.preprocess.store import PreparedDataset, open_dataset
 from kitsattn.ranks import ALONE, Ranks
 from kitsattn.synthesis.data import find_starter_data

@@ -9,8 +9,8 @@ import time
 
 import torch
 
-from kitsattn.kernels.precision import Precision, choose_device, choose_precision, mixed_precision, to_device
 from kitsattn.models import build_model, model_entry, model_names
+from kitsattn.precision import Precision, choose_device, choose_precision, mixed_precision, to_device
 
 
 @torch.inference_mode()

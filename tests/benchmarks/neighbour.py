@@ -24,9 +24,9 @@ from measure import machine
 from train_step import build_step
 
 from kitsattn.jobs import silent
-from kitsattn.kernels.precision import choose_precision, mixed_precision, to_device
 from kitsattn.machine import available_cores, keep_freed_memory
 from kitsattn.models import build_model, model_entry, model_names
+from kitsattn.precision import choose_precision, mixed_precision, to_device
 from kitsattn.threads import threads_beside_others
 
 _CPU = torch.device("cpu")

@@ -18,8 +18,8 @@ from torch import nn
 
 from kitsattn.blocks.folding import fold_batch_norm
 from kitsattn.blocks.packing import pack_convolutions
-from kitsattn.kernels.precision import mixed_precision, to_device
 from kitsattn.models import build_model, model_entry
+from kitsattn.precision import mixed_precision, to_device
 
 SIZES = {
     "attention-deeplab-r18-half": (224, 288),  # the starter

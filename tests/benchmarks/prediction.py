@@ -114,8 +114,8 @@ def floors() -> dict[str, dict[str, float]]:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from kitsattn.kernels.precision import choose_precision, dtype_of
     from kitsattn.models import build_model
+    from kitsattn.precision import choose_precision, dtype_of
 
     dtype = dtype_of(choose_precision("auto", torch.device("cpu")))
     one, other = (torch.randn(_MATRIX, _MATRIX, dtype=dtype) for _ in range(2))

@@ -23,8 +23,8 @@ from learning import HELD_OUT_CASES, TRAINING_CASES, Cohort, make_cohort
 
 from kitsattn.datasets.find import find_dataset
 from kitsattn.jobs import HERE
-from kitsattn.kernels.precision import choose_precision
 from kitsattn.models import model_entry
+from kitsattn.precision import choose_precision
 from kitsattn.predict.cases import PredictionCase
 from kitsattn.predict.infer import load_ensemble
 from kitsattn.predict.run import predict_cases

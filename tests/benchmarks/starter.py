@@ -27,17 +27,17 @@ from kitsattn.checkpoint.file import load_checkpoint
 from kitsattn.checkpoint.header import TTA, TestScore
 from kitsattn.evaluate.spread import measure_spread
 from kitsattn.files import sha256, write_bytes
-from kitsattn.kernels.precision import choose_precision
 from kitsattn.machine import keep_freed_memory
+from kitsattn.precision import choose_precision
 from kitsattn.predict.case import DEFAULT_RULES, follow_rules
 from kitsattn.predict.infer import Ensemble, Inference, load_ensemble
 from kitsattn.predict.scan import predict_volume
-from kitsattn.preprocess.intensity import check_hu
 from kitsattn.synthesis.data import find_starter_data
 from kitsattn.synthesis.slices import RealSlice
 from kitsattn.train.starter import save_small
 from kitsattn.volume.formats import read_labels, read_scan
 from kitsattn.volume.geometry import Geometry
+from kitsattn.volume.hu import check_hu
 from kitsattn.volume.volume import Volume
 from kitsattn.words import plural
 

@@ -23,7 +23,7 @@ from starter import DICE_REGIONS, Score, score_slices, score_volumes
 
 from kitsattn.config import to_json
 from kitsattn.files import write_json
-from kitsattn.kernels.precision import choose_precision
+from kitsattn.precision import choose_precision
 from kitsattn.predict.infer import load_ensemble
 from kitsattn.synthesis.data import find_starter_data
 from kitsattn.train.recipe import RECIPES, Recipe

@@ -34,10 +34,10 @@ from measure import cost_of_command, machine
 from torch import nn
 from torch.optim import Adam
 
-from kitsattn.kernels.precision import Precision, mixed_precision, to_device
 from kitsattn.models import build_model, model_entry, model_names
 from kitsattn.phantom.paint import paint
 from kitsattn.phantom.patient import draw_patient
+from kitsattn.precision import Precision, mixed_precision, to_device
 from kitsattn.train.losses import segmentation_loss
 from kitsattn.train.recipe import find_recipe
 from kitsattn.volume.nifti import write_nifti

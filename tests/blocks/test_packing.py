@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from kitsattn.blocks import packing
 from kitsattn.blocks.folding import fold_batch_norm
 from kitsattn.blocks.packing import PackedConv2d, pack_convolutions
-from kitsattn.kernels.precision import mixed_precision, to_device
 from kitsattn.models import build_model
+from kitsattn.precision import mixed_precision, to_device
 
 CPU = torch.device("cpu")
 

@@ -13,8 +13,8 @@ import pytest
 from kitsattn.datasets import sample_ct
 from kitsattn.datasets.sample_ct import CITATION, LICENCE, find_sample
 from kitsattn.errors import KitsattnError
-from kitsattn.preprocess.intensity import check_hu
 from kitsattn.volume.formats import read_labels, read_scan
+from kitsattn.volume.hu import check_hu
 
 PROJECT = Path(__file__).parents[2]
 FIRST_SLICE = 75

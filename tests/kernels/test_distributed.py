@@ -16,7 +16,7 @@ import torch
 from torch import distributed, nn
 from kitsattn.blocks.aspp import ASPP
 from kitsattn.blocks.attention import SelfAttention
-from kitsattn.kernels.precision import to_device
+from kitsattn.precision import to_device
 
 rank, folder, seed = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)

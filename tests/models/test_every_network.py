@@ -17,9 +17,9 @@ from kitsattn.blocks.attention import AttentionKind
 from kitsattn.blocks.folding import fold_batch_norm
 from kitsattn.blocks.packing import pack_convolutions
 from kitsattn.config import to_json
-from kitsattn.kernels.precision import mixed_precision, to_device
 from kitsattn.models import build_model, model_entry, model_names
 from kitsattn.models.registry import ModelConfig
+from kitsattn.precision import mixed_precision, to_device
 
 TINY = "attention-deeplab-tiny"
 CPU = torch.device("cpu")

@@ -15,8 +15,8 @@ from kitsattn.checkpoint.file import load_checkpoint, load_model
 from kitsattn.checkpoint.weights import load_initial
 from kitsattn.cli.app import app
 from kitsattn.errors import KitsattnError
-from kitsattn.kernels.precision import Precision
 from kitsattn.models import model_entry, model_names, registry
+from kitsattn.precision import Precision
 from kitsattn.predict.infer import load_ensemble
 from kitsattn.preprocess.store import PreparedDataset
 

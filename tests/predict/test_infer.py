@@ -16,9 +16,9 @@ from kitsattn.checkpoint.file import Checkpoint, save_checkpoint
 from kitsattn.checkpoint.header import TTA, Header, Provenance
 from kitsattn.config import to_json
 from kitsattn.errors import KitsattnError
-from kitsattn.kernels.precision import Precision
 from kitsattn.labels import KITS19_LABELS
 from kitsattn.models import build_model, model_entry
+from kitsattn.precision import Precision
 from kitsattn.predict.infer import Ensemble, Inference, Member, load_ensemble, predict_block, reach
 from kitsattn.predict.scan import CERTAIN, predict_volume
 from kitsattn.predict.windows import cover

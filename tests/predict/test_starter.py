@@ -16,9 +16,9 @@ from typer.testing import CliRunner, Result
 from kitsattn.checkpoint.shipped import weights_path
 from kitsattn.cli.app import app
 from kitsattn.datasets.sample_ct import find_sample
-from kitsattn.kernels.precision import Precision
 from kitsattn.phantom.paint import paint
 from kitsattn.phantom.patient import draw_patient
+from kitsattn.precision import Precision
 from kitsattn.predict.infer import load_ensemble
 from kitsattn.predict.scan import predict_volume
 from kitsattn.volume.formats import read_labels, read_scan

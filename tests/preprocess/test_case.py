@@ -18,9 +18,9 @@ from kitsattn.preprocess.case import (
     prepare_scan,
     restore_probabilities,
 )
-from kitsattn.preprocess.intensity import check_hu
 from kitsattn.preprocess.plan import Target
 from kitsattn.preprocess.resample import resampled_shape
+from kitsattn.volume.hu import check_hu
 from kitsattn.volume.nifti import read_labels, read_scan
 from kitsattn.volume.volume import Volume
 

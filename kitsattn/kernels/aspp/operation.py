@@ -10,8 +10,8 @@ from kitsattn.kernels import dispatch
 from kitsattn.kernels.aspp import reference
 from kitsattn.kernels.aspp.fused import fused_aspp
 from kitsattn.kernels.aspp.statistics import BatchNormParameters, BatchStatistics
-from kitsattn.kernels.precision import autocast_enabled, compute_dtype, without_autocast
 from kitsattn.kernels.shapes import AsppShape
+from kitsattn.precision import autocast_enabled, compute_dtype, without_autocast
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

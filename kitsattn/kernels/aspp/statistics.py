@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, distributed
 
-from kitsattn.kernels.groups import sum_over_group
+from kitsattn.ranks import sum_over_group
 
 
 class BatchNormParameters(NamedTuple):

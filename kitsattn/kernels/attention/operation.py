@@ -8,8 +8,8 @@ from torch import Tensor
 from kitsattn.kernels import dispatch
 from kitsattn.kernels.attention import reference
 from kitsattn.kernels.attention.fused import fused_attention
-from kitsattn.kernels.precision import autocast_enabled, compute_dtype, without_autocast
 from kitsattn.kernels.shapes import AttentionShape
+from kitsattn.precision import autocast_enabled, compute_dtype, without_autocast
 
 
 def attention(

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kitsattn.errors import KitsattnError
-from kitsattn.kernels.precision import DeviceChoice, choose_device, choose_precision, mixed_precision
+from kitsattn.precision import DeviceChoice, choose_device, choose_precision, mixed_precision
 
 
 def test_a_device_that_is_not_there_is_refused_with_those_that_are() -> None:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from kitsattn.preprocess.cuts import note_cuts
-from kitsattn.preprocess.intensity import check_hu
+from kitsattn.volume.cuts import note_cuts
+from kitsattn.volume.hu import check_hu
 from kitsattn.volume.nifti import read_scan
 from kitsattn.volume.volume import Volume
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kitsattn.preprocess.intensity import TISSUE_FROM, sample_voxels
+from kitsattn.volume.hu import TISSUE_FROM, sample_voxels
 from kitsattn.volume.volume import Volume
 
 _RANGE_HU = (-1100, 3100)
