@@ -39,6 +39,8 @@ _LEAST_SHIFTED_BODY = 0.4
 _LEAST_SHIFTED_SUSPICION = 0.1
 _LEAST_SHIFTED_AIR = 0.02
 _LEAST_NARROWNESS = 0.6
+_AIR_TWICE = (-1000 - OFFSET - 100, -1000 - OFFSET + 100)
+_MOST_OF_ONE_VALUE = 0.3
 _DENSE_FROM = 300
 _GREY_MAX = 255
 _BRIGHT = 200
@@ -56,6 +58,8 @@ def check_hu(volume: Volume, *, assume: bool = False) -> Volume:
     - its body is at least 0.1 % of the voxels, and at least half of it lies where fat and soft tissue do, -250 to 300;
     - where a hundredth of the voxels lie below it, the body's values are most frequent above -150: with the offset
       subtracted twice only bone is left, and its values are most frequent at the lower end;
+    - not a hundredth of the voxels are noise around -2024, where air lies with the offset subtracted twice: padding is
+      one value;
     - at least 0.3 % of the body lies where fat does, -250 to -50, which grey values, MR and offset CT do not reach; or,
       in phantoms and bodies without fat, at least 1 % of the voxels are air, -1100 to -900; and
     - without air, it is not an offset scan whose noisy air reaches the values of fat: such a scan has at least 0.5 % of
@@ -86,12 +90,15 @@ def check_hu(volume: Volume, *, assume: bool = False) -> Volume:
         return replace(volume, notes=(*volume.notes, ASSUMED_NOTE))
     array = volume.array
     measured = sample_voxels(array)
-    if _is_hu(measured):
+    twice = _is_offset_twice(array)
+    if _is_hu(measured) and not twice:
         return volume
     if _is_surely_offset(measured):
         note = f"The values had an offset of {OFFSET}; it was subtracted to get HU."
         return replace(volume, array=np.maximum(array, 0) - OFFSET, notes=(*volume.notes, note))
-    if _share(measured[measured > _SHIFTED_AIR[1]], _SHIFTED_BODY) >= _LEAST_SHIFTED_SUSPICION:
+    if twice:
+        reason = f"air seems to lie around {-1000 - OFFSET}, as if an offset of {OFFSET} had been subtracted twice"
+    elif _share(measured[measured > _SHIFTED_AIR[1]], _SHIFTED_BODY) >= _LEAST_SHIFTED_SUSPICION:
         reason = f"soft tissue seems to lie around {OFFSET}, but this is not certain"
     elif measured.size and measured.min() >= 0 and measured.max() <= _GREY_MAX:
         reason = f"the values run from {measured.min():g} to {measured.max():g}, as grey values do"
@@ -111,9 +118,22 @@ def check_hu(volume: Volume, *, assume: bool = False) -> Volume:
 
 def sample_voxels(array: NDArray[Any]) -> NDArray[Any]:
     """Return about a million voxels of a scan, on a regular grid, without padding outside the field of view; 1-D."""
-    sample = array[tuple(slice(None, None, max(1, size // _SAMPLE_STEPS)) for size in array.shape)]
+    sample = _sample(array)
     measured: NDArray[Any] = sample[sample >= _PADDING_BELOW]
     return measured
+
+
+def _sample(array: NDArray[Any]) -> NDArray[Any]:
+    return array[tuple(slice(None, None, max(1, size // _SAMPLE_STEPS)) for size in array.shape)]
+
+
+def _is_offset_twice(array: NDArray[Any]) -> bool:
+    """Tell whether air lies where it does with an offset of 1024 subtracted twice; padding has one value, air noise."""
+    sample = _sample(array)
+    air = sample[(sample >= _AIR_TWICE[0]) & (sample <= _AIR_TWICE[1])]
+    if air.size < _LEAST_AIR * sample.size:
+        return False
+    return bool(np.unique(np.rint(air), return_counts=True)[1].max() < _MOST_OF_ONE_VALUE * air.size)
 
 
 def _is_hu(measured: NDArray[Any]) -> bool:

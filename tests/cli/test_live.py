@@ -9,7 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from kitsattn.cli import live
+from kitsattn.cli import bars
 from kitsattn.cli.bars import Pace
 from kitsattn.cli.live import TrainingDisplay, epoch_table
 from kitsattn.labels import KITS19_LABELS, KITS23_LABELS
@@ -154,7 +154,7 @@ def test_the_table_of_a_fold_stays_when_the_next_begins(job: FoldJob) -> None:
 
 def test_a_bar_says_the_time_left_of_all_epochs(job: FoldJob, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the batches of this process, not by those that were done before."""
-    monkeypatch.setattr(live, "_PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(bars, "_PATIENCE_SECONDS", 0.0)
     now = 0.0
     console = _console(100)
     display = TrainingDisplay([job], console, clock=lambda: now)

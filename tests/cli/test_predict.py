@@ -327,7 +327,7 @@ def test_the_starter_finds_the_kidneys_for_other_models_only(
         (["scan.nii.gz", "out.nii.gz", "--statistics", "a.txt"], "a.txt", "name it .json"),
         (["scan.nii.gz", "out.nii.gz", "--probabilities", "a.nrrd"], "a.nrrd", "name it .nii.gz or .nii"),
         (["scan.nii.gz", "out.nii.gz", "--report", "a.pdf"], "a.pdf", "name it .html or .htm"),
-        (["scan.nii.gz", "out.nii.gz", "--format", "mha"], "out.nii.gz", "name it .mha, or leave --format out"),
+        (["scan.nii.gz", "out.nii.gz", "--format", "mha"], "out.nii.gz", "rename it, or leave --format out"),
         (["scan.nii.gz", "out.dcm"], "scan.nii.gz", "holds no DICOM images"),
         (["scan.nii.gz", "out.nii.gz", "--preview", "scan.nii.gz/a.png"], "a.png", "name another output"),
         (["empty", "out"], "empty", "holds no scan: expected"),

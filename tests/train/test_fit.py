@@ -72,7 +72,7 @@ def test_auto_multiplies_by_the_processes_and_keeps_what_a_resumed_training_had(
 ) -> None:
     """Another machine, with other memory, does not change the batch of a training that is under way."""
     _pretend_memory(monkeypatch, fixed=0, each=1, free=10)
-    monkeypatch.setattr(Ranks, "highest", lambda _, values: list(values))
+    monkeypatch.setattr(Ranks, "all_reduce_max", lambda _, values: list(values))
     assert choose_batch_size(replace(trained, ranks=Ranks(size=3)), resume=False) == 30
     assert choose_batch_size(trained, resume=True) == trained.recipe.batch_size
 

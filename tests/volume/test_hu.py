@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 
 from kitsattn.errors import KitsattnError
 from kitsattn.volume.geometry import Geometry
@@ -159,6 +160,25 @@ def test_padding_outside_the_field_of_view_is_normal(abdomen: Abdomen, padding: 
     scan = changed(abdomen, np.where(abdomen[0].array < -900, padding, abdomen[0].array).astype(np.int16))
 
     assert check_hu(scan) is scan
+
+
+@pytest.mark.parametrize("padding", [-2000, -2048])
+def test_padding_that_was_resampled_is_no_air(abdomen: Abdomen, padding: int) -> None:
+    """Splines lead to many values around padding; the one value of padding is still the most frequent by far."""
+    array = abdomen[0].array.astype(np.float32)
+    y, x = np.indices(array.shape[1:])
+    array[:, np.hypot(y - 29.5, x - 39.5) > 29] = padding
+    resampled = ndimage.zoom(array, (1, 1.3, 1.3), order=3)
+
+    scan = scan_of(np.rint(resampled).astype(np.int16))
+    assert np.unique(scan.array[(scan.array > padding - 90) & (scan.array < padding + 90)]).size > 30
+    assert check_hu(scan) is scan
+
+
+def test_an_offset_subtracted_twice_is_named(abdomen: Abdomen) -> None:
+    """Air lies around -2024 then, with its noise."""
+    with pytest.raises(KitsattnError, match=r"air seems to lie around -2024, .* subtracted twice"):
+        check_hu(changed(abdomen, abdomen[0].array - np.int16(1024)))
 
 
 @pytest.mark.parametrize("offset", [0, 1024])
