@@ -43,7 +43,7 @@ def main() -> None:
     columns = [(0.85 + STEP * number, 1.0) for number in range(6)]
     texts = [
         ("Input", f"{config.slices} neighbouring\nslices, [-300, 300] HU", "data"),
-        ("U-Net", f"normalises the stack\n{', '.join(map(str, config.normalizer_channels))} channels", "normaliser"),
+        ("U-Net", f"normalises the slab\n{', '.join(map(str, config.normalizer_channels))} channels", "normaliser"),
         ("ResNet-50", f"atrous encoder,\noutput stride {config.output_stride}", "encoder"),
         ("ASPP", f"rates {', '.join(map(str, config.aspp_rates))},\n{config.aspp_channels} channels", "context"),
         ("Self-attention", "over all positions,\nthrough a learnt gate", "context"),

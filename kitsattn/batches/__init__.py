@@ -1,1 +1,1 @@
-"""2.5D batches: stacks of neighbouring slices with the labels of their centre slice."""
+"""2.5D batches: slabs of neighbouring slices with the labels of their centre slice."""

@@ -1,4 +1,4 @@
-"""The normalisation network: a low-capacity U-Net that maps a stack of slices to a normalised stack.
+"""The normalisation network: a low-capacity U-Net that maps a slab to a normalised slab.
 
 Fig. 2 of the paper, after Drozdzal et al., Learning normalized inputs for iterative estimation in medical image
 segmentation, Med. Image Anal. 44, 2018: contraction alternates convolution and max-pooling, expansion alternates
@@ -31,7 +31,7 @@ class Normalizer(nn.Module):
         self.output = nn.Conv2d(channels[0], slices, kernel_size=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise a batch of stacks.
+        """Normalise a batch of slabs.
 
         Args:
             x: (batch, slices, height, width); any height and width.

@@ -74,7 +74,7 @@ class ResNetEncoder(nn.Module):
     """The four stages behind a stem of stride 4, at an output stride of 8 or 16.
 
     Args:
-        in_channels: Channels of the input, the slices of a stack.
+        in_channels: Channels of the input, the slices of a slab.
         kind: Residual block.
         depths: Blocks in each of the four stages.
         width: Channels of the stem; the stages have 1, 2, 4, 8 times as many (four times that as bottlenecks).

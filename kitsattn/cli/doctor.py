@@ -27,7 +27,7 @@ def doctor(
     *,
     model: Annotated[str, typer.Option(metavar="NAME", help="Network to look at.")] = "attention-deeplab-r50",
     size: Annotated[int, typer.Option(min=32, help="Height and width of its input.")] = 512,
-    batch_size: Annotated[int, typer.Option(min=1, help="Stacks per batch.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Slabs per batch.")] = 8,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
     measure: Annotated[

@@ -27,8 +27,8 @@ class AttentionDeeplabConfig:
     """Settings of the network; the defaults are the paper's, or this project's where the paper is silent.
 
     Attributes:
-        slices: Slices in a stack, odd; the centre one is predicted.
-        slab_step_mm: Distance between the slices of a stack in mm; None takes adjacent slices.
+        slices: Slices in a slab, odd; the centre one is predicted.
+        slab_step_mm: Distance between the slices of a slab in mm; None takes adjacent slices.
         classes: Channels of the output, background included.
         normalizer_channels: Channels of each level of the normalisation U-Net.
         encoder_block: Residual block of the encoder.
@@ -69,7 +69,7 @@ class AttentionDeeplabConfig:
             ValueError: If one of them cannot be built.
         """
         if self.slices < 1 or self.slices % 2 == 0:
-            msg = f"slices must be odd and positive, so that a stack has a centre, got {self.slices}"
+            msg = f"slices must be odd and positive, so that a slab has a centre, got {self.slices}"
             raise ValueError(msg)
         if self.slab_step_mm is not None and not self.slab_step_mm > 0:
             msg = f"slab_step_mm must be positive, or null for adjacent slices, got {self.slab_step_mm}"
@@ -127,7 +127,7 @@ class AttentionDeeplab(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Predict the centre slice of each stack.
+        """Predict the centre slice of each slab.
 
         Args:
             x: Prepared intensities, (batch, slices, height, width); any height and width.

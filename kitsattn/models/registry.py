@@ -19,11 +19,11 @@ class ModelConfig(Protocol):
 
     @property
     def slices(self) -> int:
-        """Slices in a stack; the centre one is predicted."""
+        """Slices in a slab; the centre one is predicted."""
 
     @property
     def slab_step_mm(self) -> float | None:
-        """Distance between the slices of a stack in mm; None takes adjacent slices."""
+        """Distance between the slices of a slab in mm; None takes adjacent slices."""
 
     @property
     def classes(self) -> int:

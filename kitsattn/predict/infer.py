@@ -213,9 +213,9 @@ def predict_block(
     return total.div_(weight_sum).transpose(0, 1).cpu().numpy()
 
 
-def _flip(stack: Tensor, axes: tuple[int, ...]) -> Tensor:
+def _flip(slab: Tensor, axes: tuple[int, ...]) -> Tensor:
     """Flip some axes; PyTorch would copy where there are none."""
-    return stack.flip(axes) if axes else stack
+    return slab.flip(axes) if axes else slab
 
 
 def _batches(

@@ -349,7 +349,7 @@ def variants(bench: Bench) -> list[Row]:
 
 
 def _attention_variants(bench: Bench) -> list[Row]:
-    from kitsattn.kernels.attention import programs
+    from kitsattn.kernels.attention import kernels
 
     batch, counts, dim, value_dim = bench.scale.tokens
     scale = dim**-0.5
@@ -358,15 +358,15 @@ def _attention_variants(bench: Bench) -> list[Row]:
     for tokens in counts:
         problem = bench.problem(AttentionShape(batch, tokens, tokens, dim, value_dim), training=False)
         sets = [[values.detach() for values in inputs] for inputs in rotated_inputs(problem, bench.device)]
-        usual = programs._tiles(sets[0][0], tokens)
+        usual = kernels._tiles(sets[0][0], tokens)
         q, k, v, residual, gate = sets[0]
-        _, attended, lse = programs.forward(q, k, v, residual, gate, scale, save=True)
+        _, attended, lse = kernels.forward(q, k, v, residual, gate, scale, save=True)
 
         def backward(
             inputs: Inputs, *, deterministic: bool, attended: Tensor = attended, lse: Tensor = lse, gate: Tensor = gate
         ) -> object:
             q, k, v, grad, _ = inputs
-            return programs.backward(grad, q, k, v, attended, lse, gate, scale, deterministic=deterministic)
+            return kernels.backward(grad, q, k, v, attended, lse, gate, scale, deterministic=deterministic)
 
         calls: list[tuple[str, str, AttentionTiles, Callable[[Inputs], object]]] = [
             ("forward", f"{tile}", replace(usual, forward=tile), problem.fused) for tile in forward_tiles
@@ -376,7 +376,7 @@ def _attention_variants(bench: Bench) -> list[Row]:
             calls.append(("backward", f"two passes, keys {tile}", tiles, partial(backward, deterministic=True)))
             calls.append(("backward", f"one pass, atomic, {tile}", tiles, partial(backward, deterministic=False)))
         for program, variant, tiles, call in calls:
-            with patch.object(programs, "_tiles", partial(_constant, tiles)):
+            with patch.object(kernels, "_tiles", partial(_constant, tiles)):
                 time = bench.time(call, sets)
             rows.append(
                 {"operation": "attention", "size": f"{tokens} tokens", "program": program, "variant": variant, **time}
@@ -385,7 +385,7 @@ def _attention_variants(bench: Bench) -> list[Row]:
 
 
 def _aspp_variants(bench: Bench) -> list[Row]:
-    from kitsattn.kernels.aspp import programs
+    from kitsattn.kernels.aspp import kernels
 
     rows = []
     for shape in (shape for shape in bench.scale.aspp if shape.in_channels <= _WIDEST_VARIED):
@@ -393,13 +393,13 @@ def _aspp_variants(bench: Bench) -> list[Row]:
         layout = tuple(make_branches(shape.sizes, shape.rates))
         sets = rotated_inputs(problem, bench.device)
         images = [[inputs[0].detach().permute(0, 2, 3, 1).contiguous()] for inputs in sets]
-        kernels = [values.detach().to(bench.dtype) for values in sets[0][1 : len(layout) + 1]]
-        w = torch.cat([kernel.permute(2, 3, 1, 0).flatten(0, 1) for kernel in kernels])
-        z, mean, ones = programs.branches(images[0][0], w, layout)
+        weights = [values.detach().to(bench.dtype) for values in sets[0][1 : len(layout) + 1]]
+        w = torch.cat([kernel.permute(2, 3, 1, 0).flatten(0, 1) for kernel in weights])
+        z, mean, ones = kernels.branches(images[0][0], w, layout)
         pooled = torch.zeros(shape.batch, shape.in_channels, device=bench.device)
-        forward = partial(_call_branches, programs.branches_folded, (w, ones, mean, layout))
-        backward = partial(_call_backward, programs.branches_backward, (z, mean, mean, pooled), (w, z, mean, layout))
-        usual = programs._tile(bench.device)
+        forward = partial(_call_branches, kernels.branches_folded, (w, ones, mean, layout))
+        backward = partial(_call_backward, kernels.branches_backward, (z, mean, mean, pooled), (w, z, mean, layout))
+        usual = kernels._tile(bench.device)
         extent = (shape.batch, shape.height, shape.width)
         table, pixels = branch_table(extent, layout, choose_patch(*extent, layout, usual.rows), bench.device)
         order = (table[:, 0].long() * len(pixels) + table[:, 10]).argsort()
@@ -411,7 +411,7 @@ def _aspp_variants(bench: Bench) -> list[Row]:
         calls.append(("branches", "longest tiles first", "branch_table", (table, pixels), forward))
         calls.append(("branches", "tiles as they lie", "branch_table", (table[order].contiguous(), pixels), forward))
         for program, variant, name, value, call in calls:
-            with patch.object(programs, name, partial(_constant, value)):
+            with patch.object(kernels, name, partial(_constant, value)):
                 time = bench.time(call, images)
             rows.append({"operation": "aspp", "size": size_of(shape), "program": program, "variant": variant, **time})
     return rows

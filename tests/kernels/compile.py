@@ -40,9 +40,9 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
-from kitsattn.kernels.aspp import programs as aspp_programs
+from kitsattn.kernels.aspp import kernels as aspp_kernels
 from kitsattn.kernels.aspp.tiles import make_branches
-from kitsattn.kernels.attention import programs as attention_programs
+from kitsattn.kernels.attention import kernels as attention_kernels
 from kitsattn.kernels.numerics import INTERPRETED
 
 _KB = 1024
@@ -118,10 +118,10 @@ class Attention:
         if self.residual is not None:
             residual = _meta(self.batch, self.queries, self.value_dim, dtype=self.residual)
             gate = _meta(1)
-        out, attended, lse = attention_programs.forward(q, k, v, residual, gate, 0.125, save=self.training)
+        out, attended, lse = attention_kernels.forward(q, k, v, residual, gate, 0.125, save=self.training)
         if self.training:
             saved = out if residual is None else attended
-            attention_programs.backward(out, q, k, v, saved, lse, gate, 0.125, deterministic=self.deterministic)
+            attention_kernels.backward(out, q, k, v, saved, lse, gate, 0.125, deterministic=self.deterministic)
 
     def _tokens(self, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
         projected = _meta(self.batch, tokens, 2 * self.dim + self.value_dim, dtype=self.dtype)
@@ -161,18 +161,18 @@ class Aspp:
         image_bias = _meta(self.batch, self.channels)
         wide, narrow = _meta(united), _meta(self.channels)
         if not self.training:
-            y = aspp_programs.branches_folded(x, w, wide, wide, layout)
-            aspp_programs.project_folded(y, u, image_bias, narrow, narrow)
+            y = aspp_kernels.branches_folded(x, w, wide, wide, layout)
+            aspp_kernels.project_folded(y, u, image_bias, narrow, narrow)
             return
-        z, mean, variance = aspp_programs.branches(x, w, layout)
-        projected, out_mean, out_variance = aspp_programs.project(z, mean, wide, wide, u, image_bias)
-        out = aspp_programs.normalise(projected, out_mean, narrow, narrow)
-        grad = aspp_programs.normalise_backward(out, projected, out_mean, narrow, narrow)[0]
-        dz = aspp_programs.project_backward(
+        z, mean, variance = aspp_kernels.branches(x, w, layout)
+        projected, out_mean, out_variance = aspp_kernels.project(z, mean, wide, wide, u, image_bias)
+        out = aspp_kernels.normalise(projected, out_mean, narrow, narrow)
+        grad = aspp_kernels.normalise_backward(out, projected, out_mean, narrow, narrow)[0]
+        dz = aspp_kernels.project_backward(
             grad, out_mean, out_variance, z, mean, wide, wide, u, projected, out_mean
         )[0]  # fmt: skip
         pooled = _meta(self.batch, self.in_channels)
-        aspp_programs.branches_backward(dz, mean, variance, pooled, x, w, z, mean, layout)
+        aspp_kernels.branches_backward(dz, mean, variance, pooled, x, w, z, mean, layout)
 
 
 Call = Attention | Aspp
@@ -335,7 +335,7 @@ def _gpu(arch: int) -> Iterator[None]:
 
 def _forget() -> None:
     """Clear what the launching functions remember of the device."""
-    for module in (aspp_programs, attention_programs):
+    for module in (aspp_kernels, attention_kernels):
         for value in vars(module).values():
             if getattr(value, "__module__", None) == module.__name__ and hasattr(value, "cache_clear"):
                 value.cache_clear()

@@ -116,15 +116,15 @@ def test_large_scores_neither_overflow_nor_vanish(
 def test_without_gradients_nothing_is_saved(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """In inference the attended values and the sums are not kept."""
     saved = []
-    from kitsattn.kernels.attention import programs
+    from kitsattn.kernels.attention import kernels
 
-    forward = programs.forward
+    forward = kernels.forward
 
     def spy(*arguments: object, save: bool) -> object:
         saved.append(save)
         return forward(*arguments, save=save)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(programs, "forward", spy)
+    monkeypatch.setattr(kernels, "forward", spy)
     inputs = make((1, 8, 8, 16, 16), torch.float32, device, gated=True)
     attention(*inputs[:3], scale=0.3, residual=inputs[3], gate=inputs[4])
     with torch.no_grad():

@@ -55,8 +55,8 @@ MUTATIONS = {
 
 
 def mutated(operation: str, old: str, new: str, folder: Path) -> ModuleType:
-    """Return an operation's programs with one piece of text replaced, imported from a file of its own."""
-    source = (Path(kitsattn.kernels.__file__).parent / operation / "programs.py").read_text(encoding="utf-8")
+    """Return an operation's kernels with one piece of text replaced, imported from a file of its own."""
+    source = (Path(kitsattn.kernels.__file__).parent / operation / "kernels.py").read_text(encoding="utf-8")
     assert old in source
     path = folder / "broken_programs.py"
     path.write_text(source.replace(old, new), encoding="utf-8")
@@ -117,7 +117,7 @@ def test_a_broken_kernel_is_found_out(
     assert max(measure(device)) < 2e-6
     package = {"attention": attention_package, "aspp": aspp_package}[operation]
     broken = mutated(operation, old, new, tmp_path)
-    monkeypatch.setitem(sys.modules, f"{package.__name__}.programs", broken)
-    monkeypatch.setattr(package, "programs", broken, raising=False)
+    monkeypatch.setitem(sys.modules, f"{package.__name__}.kernels", broken)
+    monkeypatch.setattr(package, "kernels", broken, raising=False)
     with np.errstate(all="ignore"):
         assert not max(measure(device)) < 1e-3

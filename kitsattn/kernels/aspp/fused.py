@@ -1,4 +1,4 @@
-"""The ASPP as operators of PyTorch whose work the Triton programs do.
+"""The ASPP as operators of PyTorch whose work the Triton kernels do.
 
 There are three in training: the branches with the statistics of their outputs, the projection with those of its own,
 and the last normalisation. What lies between, from statistics to the scale and shift of a channel, is a few vectors: it
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 def branches_operator(
     x: Tensor, w: Tensor, sizes: Sequence[int], rates: Sequence[int]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return all branches' outputs, their mean and variance, and the mean of each image; see `programs.branches`."""
-    from kitsattn.kernels.aspp.programs import branches
+    """Return all branches' outputs, their mean and variance, and the mean of each image; see `kernels.branches`."""
+    from kitsattn.kernels.aspp.kernels import branches
 
     out, mean, variance = branches(x, w.to(x.dtype), _layout(sizes, rates))
     return out, mean, variance, _image_mean(x)
@@ -46,8 +46,8 @@ def _(x: Tensor, w: Tensor, sizes: Sequence[int], rates: Sequence[int]) -> tuple
 def branches_backward_operator(
     grads: Sequence[Tensor], x: Tensor, w: Tensor, z: Tensor, mean: Tensor, sizes: Sequence[int], rates: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradients of input and weights; see `programs.branches_backward`."""
-    from kitsattn.kernels.aspp.programs import branches_backward
+    """Return the gradients of input and weights; see `kernels.branches_backward`."""
+    from kitsattn.kernels.aspp.kernels import branches_backward
 
     grad, mean_grad, variance_grad, pooled_grad = grads
     weights = w.to(x.dtype)
@@ -80,8 +80,8 @@ branches_operator.register_autograd(_branches_backward, setup_context=_save_bran
 def project_operator(
     z: Tensor, mean: Tensor, scale: Tensor, bias: Tensor, u: Tensor, image_bias: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the projection of the normalised branches, its mean and variance; see `programs.project`."""
-    from kitsattn.kernels.aspp.programs import project
+    """Return the projection of the normalised branches, its mean and variance; see `kernels.project`."""
+    from kitsattn.kernels.aspp.kernels import project
 
     return project(z, mean, scale, bias, u.to(z.dtype), image_bias)
 
@@ -106,8 +106,8 @@ def project_backward_operator(
     out: Tensor,
     out_mean: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of z, scale, bias, u and image_bias; see `programs.project_backward`."""
-    from kitsattn.kernels.aspp.programs import project_backward
+    """Return the gradients of z, scale, bias, u and image_bias; see `kernels.project_backward`."""
+    from kitsattn.kernels.aspp.kernels import project_backward
 
     grad, mean_grad, variance_grad = grads
     return project_backward(grad, mean_grad, variance_grad, z, mean, scale, bias, u.to(z.dtype), out, out_mean)
@@ -148,8 +148,8 @@ project_operator.register_autograd(_project_backward, setup_context=_save_projec
 
 @torch.library.custom_op("kitsattn::aspp_normalise", mutates_args=(), tags=TAGS)
 def normalise_operator(values: Tensor, mean: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    """Return `relu((values - mean) scale + bias)`; see `programs.normalise`."""
-    from kitsattn.kernels.aspp.programs import normalise
+    """Return `relu((values - mean) scale + bias)`; see `kernels.normalise`."""
+    from kitsattn.kernels.aspp.kernels import normalise
 
     return normalise(values, mean, scale, bias)
 
@@ -164,8 +164,8 @@ def _(values: Tensor, mean: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
 def normalise_backward_operator(
     grad: Tensor, values: Tensor, mean: Tensor, scale: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of values, scale and bias; see `programs.normalise_backward`."""
-    from kitsattn.kernels.aspp.programs import normalise_backward
+    """Return the gradients of values, scale and bias; see `kernels.normalise_backward`."""
+    from kitsattn.kernels.aspp.kernels import normalise_backward
 
     return normalise_backward(grad, values, mean, scale, bias)
 
@@ -198,8 +198,8 @@ for _operator in (branches_backward_operator, project_backward_operator, normali
 def folded_operator(
     x: Tensor, w: Tensor, scale: Tensor, bias: Tensor, sizes: Sequence[int], rates: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
-    """Return all branches' outputs, normalised, and the mean of each image; see `programs.branches_folded`."""
-    from kitsattn.kernels.aspp.programs import branches_folded
+    """Return all branches' outputs, normalised, and the mean of each image; see `kernels.branches_folded`."""
+    from kitsattn.kernels.aspp.kernels import branches_folded
 
     return branches_folded(x, w.to(x.dtype), scale, bias, _layout(sizes, rates)), _image_mean(x)
 
@@ -215,8 +215,8 @@ def _(
 
 @torch.library.custom_op("kitsattn::aspp_project_folded", mutates_args=(), tags=TAGS)
 def project_folded_operator(y: Tensor, u: Tensor, image_bias: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    """Return the projection of the branches, normalised; see `programs.project_folded`."""
-    from kitsattn.kernels.aspp.programs import project_folded
+    """Return the projection of the branches, normalised; see `kernels.project_folded`."""
+    from kitsattn.kernels.aspp.kernels import project_folded
 
     return project_folded(y, u.to(y.dtype), image_bias, scale, bias)
 

@@ -1,4 +1,4 @@
-"""Attention as an operator of PyTorch whose work the Triton programs do.
+"""Attention as an operator of PyTorch whose work the Triton kernels do.
 
 The operator is opaque to `torch.compile` and `torch.export`, which see its shapes, its gradient and its operations.
 Triton is imported when it is first launched. The gradient has no gradient of its own: asking for one is an error.
@@ -16,8 +16,8 @@ from kitsattn.kernels.operators import TAGS, refuse_second_gradient
 def attention_operator(
     q: Tensor, k: Tensor, v: Tensor, residual: Tensor | None, gate: Tensor | None, scale: float, save: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the output, the attended values and the log-sum-exp; see `programs.forward`."""
-    from kitsattn.kernels.attention.programs import forward
+    """Return the output, the attended values and the log-sum-exp; see `kernels.forward`."""
+    from kitsattn.kernels.attention.kernels import forward
 
     return forward(q, k, v, residual, gate, scale, save=save)
 
@@ -45,8 +45,8 @@ def attention_backward_operator(
     scale: float,
     deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of q, k, v and gate; see `programs.backward`."""
-    from kitsattn.kernels.attention.programs import backward
+    """Return the gradients of q, k, v and gate; see `kernels.backward`."""
+    from kitsattn.kernels.attention.kernels import backward
 
     return backward(grad_out, q, k, v, attended, lse, gate, scale, deterministic=deterministic)
 

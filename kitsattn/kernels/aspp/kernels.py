@@ -1,4 +1,4 @@
-"""The Triton programs of the ASPP, and their launches. Importing this module needs Triton.
+"""The Triton kernels of the ASPP, and their launches. Importing this module needs Triton.
 
 Everything is channels-last. With x the input, w_b the weights of branch b, z its raw output, (mean, scale, bias) of a
 channel its batch normalisation, u the weights of the projection and i the pooled branch's part of it, one row an image:
@@ -45,7 +45,7 @@ _FEWEST_PROGRAMS = 2
 
 
 @triton.jit(do_not_specialize=["batch", "height", "width"])
-def branches_program(
+def branches_kernel(
     x, w, out, table, scale, bias, sums, squares, batch, height, width,
     IN: tl.constexpr, OUT: tl.constexpr, BRANCHES: tl.constexpr,
     IMAGES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -101,7 +101,7 @@ def branches_program(
 
 
 @triton.jit(do_not_specialize=["slots", "pixels"])
-def merge_program(
+def merge_kernel(
     sums, squares, counts, mean, variance, slots, pixels, CHANNELS: tl.constexpr, SLOTS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):  # fmt: skip
@@ -128,7 +128,7 @@ def merge_program(
 
 
 @triton.jit(do_not_specialize=["pixels", "area"])
-def project_program(
+def project_kernel(
     z, u, image_bias, out, mean, scale, bias, out_scale, out_bias, sums, squares, pixels, area,
     IN: tl.constexpr, OUT: tl.constexpr, PIXELS: tl.constexpr, WIDE: tl.constexpr, DEEP: tl.constexpr,
     FOLDED: tl.constexpr, ONE_IMAGE: tl.constexpr, UPCAST: tl.constexpr,
@@ -162,7 +162,7 @@ def project_program(
 
 
 @triton.jit(do_not_specialize=["pixels"])
-def normalise_program(
+def normalise_kernel(
     values, mean, scale, bias, out, pixels, CHANNELS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):  # fmt: skip
     pixel = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -175,7 +175,7 @@ def normalise_program(
 
 
 @triton.jit(do_not_specialize=["pixels"])
-def normalise_backward_program(
+def normalise_backward_kernel(
     grad, values, mean, scale, bias, out, bias_sums, scale_sums, pixels,
     CHANNELS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
@@ -193,7 +193,7 @@ def normalise_backward_program(
 
 
 @triton.jit(do_not_specialize=["pixels"])
-def statistics_backward_program(
+def statistics_backward_kernel(
     grad, values, mean, slope, offset, out, pixels, CHANNELS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):  # fmt: skip
     pixel = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -207,7 +207,7 @@ def statistics_backward_program(
 
 
 @triton.jit(do_not_specialize=["pixels"])
-def project_backward_program(
+def project_backward_kernel(
     grad, u, z, mean, scale, bias, dz, bias_sums, scale_sums, pixels,
     IN: tl.constexpr, OUT: tl.constexpr, PIXELS: tl.constexpr, WIDE: tl.constexpr, DEEP: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -231,7 +231,7 @@ def project_backward_program(
 
 
 @triton.jit(do_not_specialize=["pixels", "part"])
-def project_weight_program(
+def project_weight_kernel(
     grad, z, mean, scale, bias, du, pixels, part,
     IN: tl.constexpr, OUT: tl.constexpr, ROWS: tl.constexpr, WIDE: tl.constexpr, DEEP: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -257,7 +257,7 @@ def project_weight_program(
 
 
 @triton.jit(do_not_specialize=["batch", "height", "width"])
-def input_program(
+def input_kernel(
     dz, w, pooled, x_grad, table, batch, height, width, share,
     IN: tl.constexpr, OUT: tl.constexpr, BRANCHES: tl.constexpr,
     IMAGES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -304,7 +304,7 @@ def input_program(
 
 
 @triton.jit(do_not_specialize=["batch", "height", "width", "splits", "total_taps"])
-def weight_program(
+def weight_kernel(
     x, dz, dw, table, batch, height, width, splits, total_taps,
     IN: tl.constexpr, OUT: tl.constexpr, BRANCHES: tl.constexpr,
     ROWS: tl.constexpr, WIDE: tl.constexpr, DEEP: tl.constexpr, EXACT: tl.constexpr, UPCAST: tl.constexpr,
@@ -408,7 +408,7 @@ def branches_backward(
     fit = tile.fit(channels_in)
     table = input_table((batch, height, width), layout, patch, x.device)
     dx = torch.empty_like(x)
-    input_program[(len(table) * (channels_in // fit.columns),)](
+    input_kernel[(len(table) * (channels_in // fit.columns),)](
         dz, w, pooled_grad.contiguous(), dx, table, batch, height, width, 1 / (height * width),
         IN=channels_in, OUT=channels, BRANCHES=len(layout), IMAGES=patch.images, ROWS=patch.height,
         COLUMNS=patch.width, WIDE=fit.columns, **_options(fit),
@@ -421,7 +421,7 @@ def branches_backward(
     # A tap that lies outside for all pixels has no program.
     make = x.new_empty if len(seen) == taps else x.new_zeros
     dw = make((splits, taps, channels_in, channels), dtype=torch.float32)
-    weight_program[(programs, splits)](
+    weight_kernel[(programs, splits)](
         x, dz, dw, seen, batch, height, width, splits, taps,
         IN=channels_in, OUT=channels, BRANCHES=len(layout), ROWS=rows, WIDE=fit.columns, EXACT=exact, **_options(fit),
     )  # fmt: skip
@@ -480,7 +480,7 @@ def project_backward(
     dz = torch.empty_like(z)
     blocks = triton.cdiv(pixels, fit.rows)
     bias_sums, scale_sums = (z.new_empty((blocks, channels_in), dtype=torch.float32) for _ in range(2))
-    project_backward_program[(blocks, channels_in // fit.columns)](
+    project_backward_kernel[(blocks, channels_in // fit.columns)](
         g, u, z, mean, scale, bias, dz, bias_sums, scale_sums, pixels,
         IN=channels_in, OUT=channels, PIXELS=fit.rows, WIDE=fit.columns, **_options(fit),
     )  # fmt: skip
@@ -490,7 +490,7 @@ def project_backward(
     splits = _splits(programs, pixels, fit, z.device)
     part = triton.cdiv(triton.cdiv(pixels, splits), fit.depth) * fit.depth
     du = z.new_empty((splits, channels_in, channels), dtype=torch.float32)
-    project_weight_program[(programs, splits)](
+    project_weight_kernel[(programs, splits)](
         g, z, mean, scale, bias, du, pixels, part,
         IN=channels_in, OUT=channels, ROWS=rows, WIDE=fit.columns, **_options(fit),
     )  # fmt: skip
@@ -504,7 +504,7 @@ def normalise(values: Tensor, mean: Tensor, scale: Tensor, bias: Tensor) -> Tens
     channels = values.shape[-1]
     pixels = values.numel() // channels
     out = torch.empty_like(values)
-    normalise_program[_elementwise_grid(pixels, channels)](
+    normalise_kernel[_elementwise_grid(pixels, channels)](
         values, mean, scale, bias, out, pixels, CHANNELS=channels, ROWS=_ROW_BLOCK, COLUMNS=_COLUMN_BLOCK, **OPTIONS
     )
     return out
@@ -520,7 +520,7 @@ def normalise_backward(
     out = torch.empty_like(values)
     grid = _elementwise_grid(pixels, channels)
     bias_sums, scale_sums = (values.new_empty((grid[0], channels), dtype=torch.float32) for _ in range(2))
-    normalise_backward_program[grid](
+    normalise_backward_kernel[grid](
         grad.contiguous(), values, mean, scale, bias, out, bias_sums, scale_sums, pixels,
         CHANNELS=channels, ROWS=_ROW_BLOCK, COLUMNS=_COLUMN_BLOCK, **OPTIONS,
     )  # fmt: skip
@@ -540,7 +540,7 @@ def _branches(
     folded = scale is not None
     parts = (0 if folded else len(counts), out.shape[-1])
     sums, squares = (x.new_empty(parts, dtype=torch.float32) for _ in range(2))
-    branches_program[(len(table) * (channels // tile.columns),)](
+    branches_kernel[(len(table) * (channels // tile.columns),)](
         x, w, out, table, sums if scale is None else scale, sums if bias is None else bias, sums, squares,
         batch, height, width,
         IN=channels_in, OUT=channels, BRANCHES=len(layout), IMAGES=patch.images, ROWS=patch.height,
@@ -566,7 +566,7 @@ def _project(
     out = z.new_empty(batch, height, width, channels)
     refuse_large(z, out)
     sums, squares = (z.new_empty((0 if folded else blocks, channels), dtype=torch.float32) for _ in range(2))
-    project_program[(blocks, channels // tile.columns)](
+    project_kernel[(blocks, channels // tile.columns)](
         z, u, image_bias, out, *(normalisation or (z, z, z)), *(folded or (z, z)), sums, squares, pixels, area,
         IN=channels_in, OUT=channels, PIXELS=tile.rows, WIDE=tile.columns, FOLDED=folded is not None,
         ONE_IMAGE=area % tile.rows == 0, **_options(tile),
@@ -578,7 +578,7 @@ def _merge(sums: Tensor, squares: Tensor, counts: Tensor, pixels: int) -> tuple[
     """Return mean and biased variance from the sums, and the squares about their own means, of parts of the pixels."""
     slots, channels = sums.shape
     mean, variance = sums.new_empty(channels), sums.new_empty(channels)
-    merge_program[(triton.cdiv(channels, _COLUMN_BLOCK),)](
+    merge_kernel[(triton.cdiv(channels, _COLUMN_BLOCK),)](
         sums, squares, counts, mean, variance, slots, pixels,
         CHANNELS=channels, SLOTS=_ROW_BLOCK, COLUMNS=_COLUMN_BLOCK, **OPTIONS,
     )  # fmt: skip
@@ -592,7 +592,7 @@ def _statistics_backward(
     channels = values.shape[-1]
     pixels = values.numel() // channels
     out = torch.empty_like(values)
-    statistics_backward_program[_elementwise_grid(pixels, channels)](
+    statistics_backward_kernel[_elementwise_grid(pixels, channels)](
         grad.contiguous(), values, mean, variance_grad * (2 / pixels), mean_grad / pixels, out, pixels,
         CHANNELS=channels, ROWS=_ROW_BLOCK, COLUMNS=_COLUMN_BLOCK, **OPTIONS,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The Triton programs of attention, and their launches. Importing this module needs Triton.
+"""The Triton kernels of attention, and their launches. Importing this module needs Triton.
 
 The scores exist tile by tile only. A forward program owns a tile of queries and walks over the keys, with a running
 maximum and sum of each query's scores (Milakov and Gimelshein, Online normalizer calculation for softmax, 2018; Dao,
@@ -29,7 +29,7 @@ _DELTA_ROWS = 32
 
 
 @triton.jit(do_not_specialize=["queries", "keys"])
-def forward_program(
+def forward_kernel(
     q_start, k_start, v_start, residual_start, gate, out, attended, lse,
     score_scale, queries, keys,
     q_image, q_token, k_image, k_token, v_image, v_token, residual_image, residual_token,
@@ -78,7 +78,7 @@ def forward_program(
 
 
 @triton.jit(do_not_specialize=["queries"])
-def delta_program(
+def delta_kernel(
     attended, grad_out, delta, gate_parts, queries, grad_image, grad_token,
     VALUE_DIM: tl.constexpr, QUERIES: tl.constexpr,
 ):  # fmt: skip
@@ -96,7 +96,7 @@ def delta_program(
 
 
 @triton.jit(do_not_specialize=["queries", "keys"])
-def keys_program(
+def keys_kernel(
     q_start, k_start, v_start, grad_out, lse, delta, gate, dq_sum, dk, dv,
     scale, score_scale, queries, keys,
     q_image, q_token, k_image, k_token, v_image, v_token, grad_image, grad_token,
@@ -147,7 +147,7 @@ def keys_program(
 
 
 @triton.jit(do_not_specialize=["queries", "keys"])
-def queries_program(
+def queries_kernel(
     q_start, k_start, v_start, grad_out, lse, delta, gate, dq,
     scale, score_scale, queries, keys,
     q_image, q_token, k_image, k_token, v_image, v_token, grad_image, grad_token,
@@ -215,7 +215,7 @@ def forward(
     attended = v.new_empty(out.shape if save and gated else 0)
     lse = q.new_empty((batch, queries) if save else 0, dtype=torch.float32)
     tile = _tiles(q, queries).forward
-    forward_program[(triton.cdiv(queries, tile.queries), batch)](
+    forward_kernel[(triton.cdiv(queries, tile.queries), batch)](
         q, k, v, residual, q if gate is None else gate, out, attended, lse, scale * log2(e), queries, keys,
         *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *residual.stride()[:2],
         DIM=dim, VALUE_DIM=value_dim, QUERIES=tile.queries, KEYS=tile.keys, GATED=gated, SAVE=save,
@@ -260,7 +260,7 @@ def backward(
     delta = torch.empty_like(lse)
     parts = triton.cdiv(queries, _DELTA_ROWS)
     gate_parts = lse.new_empty(batch, parts)
-    delta_program[(parts, batch)](
+    delta_kernel[(parts, batch)](
         attended, grad_out, delta, gate_parts, queries, *grad_out.stride()[:2],
         VALUE_DIM=value_dim, QUERIES=_DELTA_ROWS, **OPTIONS,
     )  # fmt: skip
@@ -272,7 +272,7 @@ def backward(
     sizes: dict[str, Any] = {"DIM": dim, "VALUE_DIM": value_dim, "GATED": gate is not None, "UPCAST": INTERPRETED}
     factor = q if gate is None else gate
     tile = tiles.one_pass if one_pass and tiles.one_pass else tiles.keys
-    keys_program[(triton.cdiv(keys, tile.keys), batch)](
+    keys_kernel[(triton.cdiv(keys, tile.keys), batch)](
         q, k, v, grad_out, lse, delta, factor, dq, dk, dv, *numbers,
         QUERIES=tile.queries, KEYS=tile.keys, ONE_PASS=one_pass, EVEN=keys % tile.keys == 0,
         num_warps=tile.warps, num_stages=tile.stages,
@@ -280,7 +280,7 @@ def backward(
     )  # fmt: skip
     if not one_pass:
         tile = tiles.queries
-        queries_program[(triton.cdiv(queries, tile.queries), batch)](
+        queries_kernel[(triton.cdiv(queries, tile.queries), batch)](
             q, k, v, grad_out, lse, delta, factor, dq, *numbers,
             QUERIES=tile.queries, KEYS=tile.keys, num_warps=tile.warps, num_stages=tile.stages, **sizes, **OPTIONS,
         )  # fmt: skip
