@@ -20,7 +20,7 @@ def cover(shape: tuple[int, int], size: tuple[int, int], overlap: float) -> list
 
     The window is the training patch, whatever the slice: image pooling, attention and zero padding tell a network how
     large its picture is and where it is in it. One window around a larger slice, or a smaller one around a smaller
-    slice, is cheaper; both lose Dice (docs/architecture.md).
+    slice, is cheaper; both lose Dice (docs/decisions.md).
 
     Args:
         shape: Height and width of the slice.
