@@ -122,26 +122,28 @@ def _begin(job: FoldJob, *, resume: bool) -> Learner:
     job.ranks.barrier()  # all have looked before the first one removes anything
     if resumed:
         learner = resume_learner(job, last)
-        within = f" and {learner.batch} batches" if learner.batch else ""
-        _log.info("fold %d: resuming after %d of %d epochs%s", job.fold, learner.epoch, job.recipe.epochs, within)
+        within = f" and {learner.counters.batch} batches" if learner.counters.batch else ""
+        _log.info(
+            "fold %d: resuming after %d of %d epochs%s", job.fold, learner.counters.epoch, job.recipe.epochs, within
+        )
     else:
         if job.ranks.is_main:
             forget(job.folder)
         learner = start_learner(job)
-    if job.ranks.is_main and not learner.finished:
+    if job.ranks.is_main and not learner.counters.finished:
         job.folder.mkdir(parents=True, exist_ok=True)
-        truncate_journal(job.folder / JOURNAL, learner.epoch)
+        truncate_journal(job.folder / JOURNAL, learner.counters.epoch)
     return learner
 
 
 def _train(job: FoldJob, watch: Watch, progress: Progress, epoch_end: EpochEnd, *, resume: bool) -> None:
     """Begin, then train epoch by epoch."""
     learner = _begin(job, resume=resume)
-    if learner.finished:
+    if learner.counters.finished:
         return
     watch.save = partial(save, job, learner)
     with closing(_load(job, learner, watch)) as batches:
-        while learner.epoch < job.recipe.epochs and not learner.finished:
+        while learner.counters.epoch < job.recipe.epochs and not learner.counters.finished:
             _train_epoch(job, learner, batches, watch, progress=progress, epoch_end=epoch_end)
     job.ranks.barrier()  # the best checkpoint is there for all
 
@@ -156,34 +158,34 @@ def _train_epoch(
     epoch_end: EpochEnd,
 ) -> None:
     """Train on what is left of an epoch; end it with validation, journal, checkpoints."""
-    recipe, epoch = job.recipe, learner.epoch
+    recipe, epoch = job.recipe, learner.counters.epoch
     watch.epoch = epoch + 1
     total = recipe.epochs * recipe.batches_per_epoch
-    started, waited, first = time.perf_counter(), 0.0, learner.batch
+    started, waited, first = time.perf_counter(), 0.0, learner.counters.batch
     learner.schedule.before_batch(epoch * recipe.batches_per_epoch)
     learning_rate = float(learner.optimizer.param_groups[0]["lr"])
     learner.model.train()
-    while learner.batch < recipe.batches_per_epoch:
+    while learner.counters.batch < recipe.batches_per_epoch:
         asked = time.perf_counter()
         batch = watch.next(batches)
         waited += time.perf_counter() - asked
         train_batch(job, learner, batch)
-        learner.batch += 1
-        progress(f"fold {job.fold}", epoch * recipe.batches_per_epoch + learner.batch, total)
+        learner.counters = learner.counters.after_batch()
+        progress(f"fold {job.fold}", epoch * recipe.batches_per_epoch + learner.counters.batch, total)
         watch.check()
     trained = max(time.perf_counter() - started, 1e-9)  # nothing, where only the validation was to do
-    training_loss = float(np.mean(learner.losses)) if learner.losses else math.nan
-    skipped = recipe.batches_per_epoch - len(learner.losses)
+    training_loss = float(np.mean(learner.counters.losses)) if learner.counters.losses else math.nan
+    skipped = recipe.batches_per_epoch - len(learner.counters.losses)
     validation_loss, dice = _validate(job, learner, batches, watch)
-    learner.finished = learner.schedule.after_epoch(training_loss)
+    learner.counters = replace(learner.counters, finished=learner.schedule.after_epoch(training_loss))
     improved = learner.close_epoch(dice)
-    assert learner.moving_dice is not None
+    assert learner.counters.moving_dice is not None
     record = EpochRecord(
-        epoch=learner.epoch,
+        epoch=learner.counters.epoch,
         training_loss=training_loss,
         validation_loss=validation_loss,
         validation_dice=learner.dice,
-        moving_dice=learner.moving_dice,
+        moving_dice=learner.counters.moving_dice,
         learning_rate=learning_rate,
         images_per_second=(recipe.batches_per_epoch - first) * recipe.batch_size / trained,
         waiting_share=waited / trained,
@@ -227,8 +229,8 @@ def _load(job: FoldJob, learner: Learner, watch: Watch) -> Generator[SlabBatch, 
         # Without real slices, made scans validate: keys of validation batches differ, and so do their samples.
         streams = [made, HeldOutSlices(held_out, plan, settings) if held_out else made]
     keys: list[BatchKey] = []
-    for number in range(learner.epoch, recipe.epochs):
-        first = learner.batch if number == learner.epoch else 0
+    for number in range(learner.counters.epoch, recipe.epochs):
+        first = learner.counters.batch if number == learner.counters.epoch else 0
         keys += [(_TRAINING, number, index) for index in range(first, recipe.batches_per_epoch)]
         keys += [(_VALIDATION, 0, index) for index in range(recipe.validation_batches)]
     pin_memory = job.device.type == "cuda"

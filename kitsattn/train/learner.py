@@ -5,7 +5,7 @@ import logging
 import math
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from kitsattn.blocks.resnet import ResNetEncoder
 from kitsattn.checkpoint.file import Checkpoint, load_checkpoint, save_checkpoint
 from kitsattn.checkpoint.header import Header, Provenance, TrainingSource
 from kitsattn.checkpoint.state import (
+    Counters,
     TrainingState,
     optimizer_state,
     restore_optimizer,
@@ -41,8 +42,6 @@ from kitsattn.train.schedule import Schedule, build_schedule
 from kitsattn.train.starter import describe_sources
 from kitsattn.words import name_some
 
-_DICE_MEMORY = 0.9
-"""Weight of the past in the moving average of the validation Dice, as in nnU-Net."""
 _MOST_SKIPPED = 20
 """So many batches in a row without a finite loss and gradient end a training. A gradient scaler that begins at 2^16
 needs 16 to come down to 1."""
@@ -64,14 +63,8 @@ class Learner:
         schedule: Sets the learning rate.
         scaler: Scales the loss in fp16.
         buffers: The network's buffers of before the batch that is under way.
-        epoch: Finished epochs.
-        batch: Finished batches of the next one.
-        losses: Their losses; a skipped batch has none.
-        skipped_in_a_row: How many of the last batches were skipped, one after the other.
+        counters: How far the training is.
         dice: Validation Dice of the last epoch by region key.
-        best: Best moving average of their mean so far.
-        moving_dice: That moving average now.
-        finished: Whether the schedule has ended the training.
     """
 
     model: nn.Module
@@ -81,14 +74,8 @@ class Learner:
     schedule: Schedule
     scaler: torch.amp.GradScaler
     buffers: list[Tensor]
-    epoch: int = 0
-    batch: int = 0
-    losses: list[float] = field(default_factory=list)
-    skipped_in_a_row: int = 0
+    counters: Counters = field(default_factory=Counters)
     dice: Mapping[str, float] = field(default_factory=dict)
-    best: float | None = None
-    moving_dice: float | None = None
-    finished: bool = False
 
     @property
     def shipped(self) -> nn.Module:
@@ -97,15 +84,8 @@ class Learner:
 
     def close_epoch(self, dice: Mapping[str, float]) -> bool:
         """Count an epoch with its validation Dice; return whether their moving average is the best so far."""
-        mean = sum(dice.values()) / len(dice)
-        kept = mean if self.moving_dice is None else self.moving_dice
         self.dice = dice
-        self.epoch += 1
-        self.batch, self.losses = 0, []
-        self.moving_dice = _DICE_MEMORY * kept + (1 - _DICE_MEMORY) * mean
-        improved = self.best is None or self.moving_dice > self.best
-        if improved:
-            self.best = self.moving_dice
+        self.counters, improved = self.counters.after_epoch(dice)
         return improved
 
 
@@ -142,7 +122,7 @@ def train_batch(job: FoldJob, learner: Learner, batch: SlabBatch) -> None:
     recipe = job.recipe
     images = batch.images.to(job.device, memory_format=torch.channels_last, non_blocking=True)
     labels = batch.labels.to(job.device, non_blocking=True).long()
-    learner.schedule.before_batch(learner.epoch * recipe.batches_per_epoch + learner.batch)
+    learner.schedule.before_batch(learner.counters.epoch * recipe.batches_per_epoch + learner.counters.batch)
     learner.optimizer.zero_grad(set_to_none=True)
     buffers = list(learner.model.buffers())
     torch._foreach_copy_(learner.buffers, buffers)  # one launch for hundreds of small tensors
@@ -160,21 +140,21 @@ def train_batch(job: FoldJob, learner: Learner, batch: SlabBatch) -> None:
             learner.scaler.step(learner.optimizer)
             learner.scaler.update()
     if finite:
-        learner.losses.append(value)
-        learner.skipped_in_a_row = 0
+        learner.counters = learner.counters.after_step(value)
         if learner.average is not None:
             assert recipe.ema_decay is not None
-            done = learner.epoch * recipe.batches_per_epoch + learner.batch
+            done = learner.counters.epoch * recipe.batches_per_epoch + learner.counters.batch
             _move_average(learner.average, learner.model, min(recipe.ema_decay, (1 + done) / (10 + done)))
         return
     torch._foreach_copy_(buffers, learner.buffers)  # running statistics have seen the batch
-    learner.skipped_in_a_row += 1
+    learner.counters = learner.counters.after_skipped_step()
     cases = ", ".join(sorted(set(batch.cases)))
-    _log.debug("fold %d: batch %d of epoch %d is skipped: %s", job.fold, learner.batch + 1, learner.epoch + 1, cases)
-    if learner.skipped_in_a_row == _MOST_SKIPPED:
+    counters = learner.counters
+    _log.debug("fold %d: batch %d of epoch %d is skipped: %s", job.fold, counters.batch + 1, counters.epoch + 1, cases)
+    if counters.skipped_in_a_row == _MOST_SKIPPED:
         msg = (
-            f"{_MOST_SKIPPED} batches in a row had no finite loss or gradient in epoch {learner.epoch + 1}, the last "
-            f"on cases {cases}: look at these cases, or begin again with --restart, a lower learning rate or "
+            f"{_MOST_SKIPPED} batches in a row had no finite loss or gradient in epoch {counters.epoch + 1}, "
+            f"the last on cases {cases}: look at these cases, or begin again with --restart, a lower learning rate or "
             "--precision fp32"
         )
         raise KitsattnError(msg)
@@ -248,19 +228,13 @@ def save(job: FoldJob, learner: Learner, *, epoch_ended: bool = False, improved:
     if learner.average is not None:
         tensors |= {_AVERAGE + name: tensor for name, tensor in learner.average.state_dict().items()}
     state = TrainingState(
-        epoch=learner.epoch,
-        batch=learner.batch,
-        losses=tuple(learner.losses),
-        skipped_in_a_row=learner.skipped_in_a_row,
-        best=learner.best,
-        moving_dice=learner.moving_dice,
+        **asdict(learner.counters),
         schedule=learner.schedule.state_dict(),
         scaler=learner.scaler.state_dict(),
         optimizer_groups=groups,
         recipe=to_json(job.recipe),
         train_cases=job.split.train,
         held_out_cases=job.split.held_out,
-        finished=learner.finished,
     )
     header = Header(
         model=job.model,
@@ -279,7 +253,7 @@ def save(job: FoldJob, learner: Learner, *, epoch_ended: bool = False, improved:
             fold=job.fold,
             folds=job.folds,
             seed=job.seed,
-            epoch=learner.epoch,
+            epoch=learner.counters.epoch,
             scores=dict(learner.dice),
             sources=_sources(job),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -349,10 +323,8 @@ def resume_learner(job: FoldJob, last: Path) -> Learner:
     learner.schedule.load_state_dict(dict(state.schedule))
     if state.scaler:
         learner.scaler.load_state_dict(dict(state.scaler))
-    learner.epoch, learner.best, learner.moving_dice = state.epoch, state.best, state.moving_dice
-    learner.batch, learner.losses, learner.skipped_in_a_row = state.batch, list(state.losses), state.skipped_in_a_row
+    learner.counters = state.counters
     learner.dice = header.provenance.scores
-    learner.finished = state.finished
     return learner
 
 

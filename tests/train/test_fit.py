@@ -103,7 +103,7 @@ def test_what_is_tried_is_a_step(trained: FoldJob, monkeypatch: pytest.MonkeyPat
 
     def watched(job: FoldJob, learner: Learner, batch: SlabBatch) -> None:
         train_batch(job, learner, batch)
-        taken.append((tuple(batch.images.shape), len(learner.losses)))
+        taken.append((tuple(batch.images.shape), len(learner.counters.losses)))
 
     monkeypatch.setattr(fit, "train_batch", watched)
     step_bytes(trained, 3)
