@@ -1,4 +1,4 @@
-"""The exceptions that the command line knows: a mistake that the user can fix, and being told to stop."""
+"""The exceptions that the command line handles: a mistake that the user can fix, and a request to stop."""
 
 import signal
 

@@ -364,7 +364,7 @@ def sha256(path: Path) -> str:
 
 
 def unreadable(path: Path, error: OSError) -> KitsattnError:
-    """Return what the user is told where `path` cannot be read."""
+    """Return the error for a `path` that cannot be read."""
     if is_dangling(path):
         return missing(path)
     fix = ": see that you may read it" if isinstance(error, PermissionError) else ""
@@ -372,7 +372,7 @@ def unreadable(path: Path, error: OSError) -> KitsattnError:
 
 
 def unwritable(path: Path, error: OSError) -> KitsattnError:
-    """Return what the user is told where `path` cannot be written: what happened and how to fix it."""
+    """Return the error for a `path` that cannot be written: what happened and how to fix it."""
     if error.errno in _NO_SPACE:
         return KitsattnError(f"no space left to write {path}: free some disk space and run the command again")
     reason = error.strerror or error

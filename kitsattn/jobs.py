@@ -134,7 +134,7 @@ def try_cases(
 
 
 def unforeseen(case: object, error: Exception) -> KitsattnError:
-    """Return what is told of an error that nobody foresaw: whatever is wrong with one file, or with us, costs one case.
+    """Return the message for an unforeseen error: whatever is wrong with one file, or with the program, costs one case.
 
     Args:
         case: `str` of it is its name.
@@ -195,11 +195,11 @@ class _Sent:
         finally:
             logger.removeHandler(handler)
         if isinstance(outcome, KitsattnError):
-            outcome = KitsattnError(str(outcome))  # a kind of its own may need more than a message to be made anew
+            outcome = KitsattnError(str(outcome))  # a kind of its own may need more arguments than a message
         elif isinstance(outcome, Exception):
-            told = _RemoteError(_summary(outcome))
-            told.add_note("".join(traceback.format_exception(outcome)))
-            outcome = told
+            remote = _RemoteError(_summary(outcome))
+            remote.add_note("".join(traceback.format_exception(outcome)))
+            outcome = remote
         return outcome, [messages.get() for _ in range(messages.qsize())]
 
 
@@ -318,14 +318,14 @@ def _on_cluster(work: Callable[[Any], Any], cases: Sequence[Any], scheduler: str
 
 def _await_cluster(client: Any, future: Any, scheduler: str) -> Any:  # noqa: ANN401 - Dask's, and whatever cases give
     """Return the result of a case; wait while the cluster has workers, and for a while if it has none or is silent."""
-    seen, told = time.monotonic(), ""
+    seen, warned = time.monotonic(), ""
     while True:
         try:
             return future.result(timeout=_ANSWER_SECONDS)
         except TimeoutError as error:
             workers = _count_workers(client)
             if workers:
-                seen, told = time.monotonic(), ""
+                seen, warned = time.monotonic(), ""
                 continue
             missing_s = time.monotonic() - seen
             problem = "does not answer" if workers is None else "has no worker"
@@ -336,18 +336,18 @@ def _await_cluster(client: Any, future: Any, scheduler: str) -> Any:  # noqa: AN
                     "same command again; it continues where it stopped"
                 )
                 raise KitsattnError(msg) from error
-            if told != problem:
-                told = problem
+            if warned != problem:
+                warned = problem
                 _log.warning("the Dask scheduler at %s %s: %s", scheduler, problem, fix)
 
 
 def _count_workers(client: Any) -> int | None:  # noqa: ANN401 - Dask's
     """Return how many workers a cluster has; None if its scheduler does not say in time."""
     try:
-        told = client.sync(client.scheduler.identity, n_workers=-1, callback_timeout=_ANSWER_SECONDS)
+        identity = client.sync(client.scheduler.identity, n_workers=-1, callback_timeout=_ANSWER_SECONDS)
     except (TimeoutError, OSError):
         return None
-    return len(told["workers"])
+    return len(identity["workers"])
 
 
 def _killed(case: object) -> KitsattnError:

@@ -35,7 +35,7 @@ def available_memory() -> int:
 def keep_freed_memory() -> None:
     """Let the C library keep the memory that this process frees, for its own next use.
 
-    glibc maps every tensor of some size anew and unmaps it when it is freed, page by page: on a CPU that is a third of
+    glibc maps every large tensor again and unmaps it when it is freed, page by page: on a CPU that is a third of
     a training step, and two fifths of a prediction. Other C libraries are left as they are.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None

@@ -143,8 +143,8 @@ def _drop_locals(error: BaseException | None) -> None:
 
 def lost_rank(error: RuntimeError) -> bool:
     """Tell whether an error says that another process of the group has ended."""
-    told = str(error)
-    return isinstance(error, distributed.DistError) or "gloo" in told or "NCCL" in told
+    text = str(error)
+    return isinstance(error, distributed.DistError) or "gloo" in text or "NCCL" in text
 
 
 def sum_over_group(values: Tensor, group: "distributed.ProcessGroup | None") -> Tensor:

@@ -122,12 +122,12 @@ def _draw(streams: "Sequence[Dataset[SlabBatch]]", key: BatchKey) -> SlabBatch |
 
 
 def _unforeseen(key: BatchKey, done: str, error: Exception) -> KitsattnError:
-    told = KitsattnError(
+    reported = KitsattnError(
         f"{_name(key)} cannot be {done}, {type(error).__name__}: {error} (kitsattn -v shows where; if the data are "
         "sound, report it)"
     )
-    told.add_note("".join(traceback.format_exception(error)))
-    return told
+    reported.add_note("".join(traceback.format_exception(error)))
+    return reported
 
 
 def _name(key: BatchKey) -> str:
@@ -267,18 +267,18 @@ def _receive(channel: socket.socket, *, pin_memory: bool) -> SlabBatch | Kitsatt
     _fill(memoryview(length), channel)
     head = bytearray(_LENGTH.unpack(length)[0])
     _fill(memoryview(head), channel)
-    told = json.loads(head)
-    if "error" in told:
-        error = KitsattnError(told["error"])
-        for note in told["notes"]:
+    answer = json.loads(head)
+    if "error" in answer:
+        error = KitsattnError(answer["error"])
+        for note in answer["notes"]:
             error.add_note(note)
         return error
     tensors = []
-    for dtype, shape in told["layouts"]:
+    for dtype, shape in answer["layouts"]:
         tensors.append(torch.empty(shape, dtype=getattr(torch, dtype), pin_memory=pin_memory))
         _fill(_bytes_of(tensors[-1]), channel)
     images, labels = tensors
-    return SlabBatch(images, labels, tuple(told["cases"]))
+    return SlabBatch(images, labels, tuple(answer["cases"]))
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:

@@ -94,7 +94,7 @@ class PackedASPP(nn.Module):
 def pack_convolutions(model: nn.Module) -> None:
     """Pack all convolutions, with the ReLU that stands right behind one, if this PyTorch can.
 
-    What stands right behind is told by `folding.chains`; `folding.fold_batch_norm` goes first.
+    `folding.chains` says which modules follow directly; `folding.fold_batch_norm` must run first.
 
     Args:
         model: On the CPU, in evaluation; changed in place. It runs in bf16 from here on, and has no parameters to save.

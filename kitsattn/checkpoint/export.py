@@ -85,7 +85,7 @@ def export_checkpoint(source: Path, target: Path, metadata: Mapping[str, Any], *
         overwrite: Whether an existing file may be replaced.
 
     Raises:
-        KitsattnError: If the suffix is another, a package is missing, `source` is no checkpoint, `target` exists or
+        KitsattnError: If the suffix is another, a package is missing, `source` is not a checkpoint, `target` exists or
             cannot be written, or the exported network differs from the original.
     """
     write, load = _format(target)

@@ -200,8 +200,8 @@ def read_header(path: Path) -> tuple[Header, dict[str, TensorInfo]]:
     metadata = content.pop("__metadata__", None)
     found = metadata.get("format") if isinstance(metadata, dict) else None
     if found != FORMAT or "kitsattn" not in metadata:
-        told = "names no format" if found is None else f"has the format {found!r}"
-        msg = f"{path} {told}, this version reads {FORMAT!r}: name a checkpoint that `kitsattn train` wrote"
+        wrong = "names no format" if found is None else f"has the format {found!r}"
+        msg = f"{path} {wrong}, this version reads {FORMAT!r}: name a checkpoint that `kitsattn train` wrote"
         raise KitsattnError(msg)
     try:
         tensors = {name: TensorInfo(str(info["dtype"]), tuple(info["shape"])) for name, info in content.items()}

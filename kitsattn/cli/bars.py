@@ -71,7 +71,7 @@ class Pace:
         self._marks.append((self._clock(), done))
 
     def seconds_left(self, total: float) -> float | None:
-        """Return how long it takes to `total` steps; None where that cannot be told yet."""
+        """Return how long it takes to `total` steps; None if that is not known yet."""
         marks = list(self._marks)
         if len(marks) < 2:  # noqa: PLR2004 - between two marks there is time
             return None

@@ -91,11 +91,11 @@ _PROTOCOLS = """\
 kits19 scores kidney with tumour (labels 1, 2), and tumour (2).
 kits23 scores kidney with masses (1, 2, 3), masses (2, 3), and tumour (2).
 
---protocol auto goes by the labels of the newest run, or of REF's kitsattn-dataset.json or
-nnU-Net's dataset.json. Without these, KiTS21 and KiTS23 are known by their case folders, all else is kits19.
-Labels of no challenge are scored one by one.
+--protocol auto uses the labels of the newest run, or of REF's kitsattn-dataset.json or
+nnU-Net's dataset.json. Without these, KiTS21 and KiTS23 are recognised by their case folders, and
+everything else is kits19. Other labels are scored one by one.
 
-A case that cannot be scored is told and left out; the exit code is then 1.
+Cases that cannot be scored are reported and skipped; the exit code is then 1.
 
 Example: kitsattn evaluate {command} predictions/ kits19/data/"""
 

@@ -51,7 +51,7 @@ class TrainingDisplay(PatientBars):
         super().__init__(console, refresh_per_second=_REFRESHES_PER_SECOND)
 
     def get_renderables(self) -> Iterable[RenderableType]:
-        """Return what is drawn anew all the time."""
+        """Return what is redrawn all the time."""
         job = self._job  # this is called by the thread that draws
         if job is not None:
             yield self._table(job, self._records)
@@ -140,9 +140,9 @@ class _Column:
     """A column of the table.
 
     Attributes:
-        head: Its name; words stand below each other where there is no room.
+        head: Its name; words are below each other if there is no room.
         cells: One a row.
-        rank: Columns of the highest rank are left out first where there is no room.
+        rank: If there is no room, columns of the highest rank are left out first.
     """
 
     head: str

@@ -51,7 +51,7 @@ class Output:
                 _print_table(line, whole=whole)
 
     def say(self, message: str) -> None:
-        """Tell people something that is not a result, on stderr; programs, which read JSON, are not told."""
+        """Print something that is not a result on stderr; not under --json."""
         if not self.json:
             say(message)
 

@@ -18,7 +18,7 @@ UNKNOWN = "unknown"
 SCAN_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
 """Files that are taken for scans and label maps where a layout leaves the format open.
 
-Those that hold header and voxels alike: whether a prepared case is up to date is told by the checksum of one file.
+Those that hold header and voxels alike: whether a prepared case is up to date is decided by the checksum of one file.
 """
 
 _FILE_NAME = re.compile(r"(?![. ])[^<>:\"/\\|?*\x00-\x1f]*[^<>:\"/\\|?*\x00-\x1f. ]")

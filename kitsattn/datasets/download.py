@@ -83,7 +83,7 @@ def parse_cases(text: str) -> tuple[int, ...]:
         The numbers in ascending order, each once.
 
     Raises:
-        KitsattnError: If it is no list of numbers and ranges, or if KiTS19 has no such case.
+        KitsattnError: If it is not a list of numbers and ranges, or KiTS19 does not have such a case.
     """
     numbers: set[int] = set()
     for part in text.split(","):
@@ -116,7 +116,7 @@ def kits19_files(
         The files, a case's label map before its image: a case without a label map would count as a test case.
 
     Raises:
-        KitsattnError: If an address is no plain http(s) one.
+        KitsattnError: If an address is not plain http(s).
     """
     images_url, labels_url = _folder_url(images_url), _folder_url(labels_url)
     files = []

@@ -78,7 +78,7 @@ def fetch_gzip(
 
     Until then it is `.NAME.part`, and `.NAME.part.json` says of which version on the server it is a part. It is
     continued, by this call after a failure or by a later one, only where the server says that this version is still
-    there: ETag, size and position must agree. Otherwise the file is begun anew. Proxies and certificates are taken
+    there: ETag, size and position must agree. Otherwise the download starts again. Proxies and certificates are taken
     from the usual environment variables (HTTPS_PROXY, NO_PROXY, SSL_CERT_FILE).
 
     Args:
@@ -89,7 +89,7 @@ def fetch_gzip(
         progress: Called with the bytes received and the bytes in all, where the server tells them.
 
     Raises:
-        NotFetchedError: If the file is not there, is no gzip file, is damaged, or does not come for all patience.
+        NotFetchedError: If the file does not exist, is not a gzip file, is damaged, or never arrives.
         StoppedError: If `stopped` was set.
         KitsattnError: If it cannot be written, or if those variables name what cannot be used.
     """

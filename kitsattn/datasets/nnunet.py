@@ -149,7 +149,7 @@ def _read_labels(settings: Mapping[str, Any], file: Path) -> Mapping[str, int]:
 
 
 def _classes_of_regions(named: Mapping[str, Any], file: Path, fix: str) -> Mapping[str, int]:
-    """Return the classes behind regions that overlap; which class a value is cannot be told from other ones."""
+    """Return the classes behind regions that overlap; the class of a value cannot be derived from others."""
     regions = {
         name: tuple(sorted(value, key=str)) if isinstance(value, list) else (value,)
         for name, value in named.items()

@@ -1,4 +1,4 @@
-"""Plain pairs of a scan and its label map: in two folders under one name, or in one folder told apart by a suffix.
+"""Plain pairs of a scan and its label map: in two folders under one name, or in one folder with different suffixes.
 
 Two folders are `images` or `image` with `labels`, `label`, `masks` or `segmentations`, and hold `NAME.nii.gz` each. One
 folder holds `NAME.nii.gz` with `NAME_seg.nii.gz`, or `_label`, `_labels`, `_segmentation` or `_mask`. Scan and label

@@ -24,7 +24,7 @@ from kitsattn.workspace import RAW_DESCRIPTION
 _log = logging.getLogger(__name__)
 
 _MOST_UNKNOWN = 20
-"""More values than these that are no labels make it no label map."""
+"""A file with more unknown values than these is not a label map."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def score_case(case_id: str, prediction: Path | None, reference: Path, scoring: 
         Its scores.
 
     Raises:
-        KitsattnError: If a file cannot be read or is no label map, if the two lie on different grids, or if the
+        KitsattnError: If a file cannot be read or is not a label map, if the two are on different grids, or if the
             reference holds labels that the protocol does not know.
     """
     protocol = scoring.protocol
@@ -147,7 +147,7 @@ def _check_reference(labels: NDArray[np.integer[Any]], protocol: ScoringProtocol
 def _check_prediction(labels: NDArray[np.integer[Any]], protocol: ScoringProtocol, path: Path) -> None:
     unknown = _values(labels) - set(protocol.labels.values())
     if len(unknown) > _MOST_UNKNOWN:
-        msg = f"{path} holds {len(unknown)} values that are no labels: give a label map, not a scan"
+        msg = f"{path} holds {len(unknown)} values that are not labels: give a label map, not a scan"
         raise KitsattnError(msg)
     if unknown:
         known = ", ".join(f"{value} {name}" for name, value in protocol.labels.items() if value != BACKGROUND)

@@ -288,7 +288,7 @@ def _draw_outline(axes: Axes, mask: NDArray[np.bool_], spacing_mm: tuple[float, 
 def _write(figure: Figure, text: str, down_in: float, **style: Any) -> None:  # noqa: ANN401 - matplotlib's
     """Write a line that begins at the sheet's left edge, its middle `down_in` below the top."""
     left, y = _EDGE_IN / figure.get_figwidth(), 1 - down_in / figure.get_figheight()
-    # A file's name may hold dollar signs; they are no formula.
+    # A file's name may hold dollar signs; they are not a formula.
     figure.text(left, y, text, va="center", parse_math=False, **style)
 
 

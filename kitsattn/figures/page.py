@@ -41,10 +41,10 @@ class Table:
         numbers: The columns that are aligned to the right.
         anchor: What links to it name; empty if there are none.
         sortable: Whether a click on a column's heading sorts the rows by it, and a second one reverses them: numbers
-            by value, text in natural order, and what is no number among numbers last. The last rows stay.
+            by value, text in natural order, and text among numbers last. The last rows stay.
 
     Raises:
-        ValueError: If a float is no share; what is not defined is text.
+        ValueError: If a float is not from 0 to 1; undefined values are text.
     """
 
     caption: str

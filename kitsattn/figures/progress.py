@@ -1,4 +1,4 @@
-"""How a training goes: its curves over the epochs, as one PNG that is written anew after each."""
+"""The curves of a training over its epochs, as one PNG that is redrawn after each epoch."""
 
 import gc
 from collections.abc import Mapping, Sequence

@@ -48,7 +48,7 @@ HALF_WIDTH = 0.17
 """Of a median's line, where the places of what is compared lie 1 apart."""
 
 FEW = 6
-"""Where there are no more cases than this all are named, otherwise those that stand apart, and no more of them."""
+"""Up to this many cases are all named; of more cases only outliers are, at most as many."""
 FENCE = 1.5
 """Cases stand apart that lie further beyond the quartiles than this many interquartile ranges (Tukey)."""
 _NAME_PT = 7.0

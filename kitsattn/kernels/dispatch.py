@@ -245,7 +245,7 @@ def _shape_of(row: Measurement) -> Shape:
 def measurements() -> list[Measurement]:
     """Return what was measured: the user's own rows, and the package's for other GPUs.
 
-    A user's table that cannot be read is told and left out.
+    A user's table that cannot be read is reported and ignored.
     """
     try:
         own = read_table(user_table())

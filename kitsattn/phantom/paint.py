@@ -221,7 +221,7 @@ def _describe(folder: Path, *, licence: str, citation: str) -> None:
 
 def _refuse_cases(folder: Path) -> None:
     if folder.is_dir() and any(_CASE_NAME.fullmatch(path.name) for path in folder.iterdir()):
-        msg = f"{folder} holds cases already: delete it to paint anew, or name another folder"
+        msg = f"{folder} holds cases already: delete it to paint them again, or name another folder"
         raise KitsattnError(msg)
 
 

@@ -70,10 +70,10 @@ def read_case(case: PredictionCase, *, overwrite: bool, scan: Callable[[], Volum
     if case.target.suffix.lower() == DICOM_SUFFIX:
         check_source(case.source, case.series)
     read = scan() if scan else read_scan(case.source, case.series)
-    return told(check_ct(read, assume_hu=case.assume_hu), case.source)
+    return log_notes(check_ct(read, assume_hu=case.assume_hu), case.source)
 
 
-def told(scan: Volume, name: object) -> Volume:
+def log_notes(scan: Volume, name: object) -> Volume:
     """Log the notes of a scan, and return it."""
     for note in scan.notes:
         _log.warning("%s: %s", name, note)

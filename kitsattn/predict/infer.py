@@ -114,7 +114,7 @@ def load_ensemble(paths: Sequence[Path], device: torch.device, precision: Precis
     For bf16 on a CPU the convolutions are packed, too. A network whose logits change by that is used as it is.
 
     Raises:
-        KitsattnError: If a file is no checkpoint, or two of them were trained with different plans or labels.
+        KitsattnError: If a file is not a checkpoint, or two of them were trained with different plans or labels.
     """
     checkpoints = [load_checkpoint(path) for path in paths]
     first = checkpoints[0].header

@@ -9,7 +9,7 @@ from kitsattn.checkpoint.shipped import DEFAULT, find_weights
 from kitsattn.errors import KitsattnError
 from kitsattn.notices import SYNTHETIC_MODEL_NOTICE
 from kitsattn.precision import DeviceChoice, PrecisionChoice, choose_device, choose_precision
-from kitsattn.predict.case import DEFAULT_RULES, follow_rules, told
+from kitsattn.predict.case import DEFAULT_RULES, follow_rules, log_notes
 from kitsattn.predict.infer import Ensemble, Inference, load_ensemble
 from kitsattn.predict.postprocess import Postprocessing
 from kitsattn.predict.scan import predict_volume
@@ -91,7 +91,7 @@ def segment(
         msg = "an image in memory has no series: leave `series` out"
         raise KitsattnError(msg)
     name = image if isinstance(image, str | PathLike) else "the image"
-    scan = told(check_ct(scan, assume_hu=assume_hu), name)
+    scan = log_notes(check_ct(scan, assume_hu=assume_hu), name)
     ensemble = model if isinstance(model, Ensemble) else load_model(model)
     if locator is not None and not isinstance(locator, Ensemble):
         locator = load_ensemble([find_weights(locator)], ensemble.device, ensemble.precision)

@@ -200,14 +200,14 @@ def measure_labels(
 
     Args:
         labels: The label map.
-        classes: Class name to value, background included. Sides are told if one is `kidney`.
+        classes: Class name to value, background included. Sides are found if one of them is `kidney`.
         scan: The scan's slices in HU in the order of z, an array or an iterator; read once. None for no attenuation.
 
     Returns:
         The measurements.
 
     Raises:
-        KitsattnError: If the map holds a value that is no class, or the scan's slices are others than the map's.
+        KitsattnError: If the map has a value that is not a class, or scan and map have different shapes.
     """
     geometry = labels.geometry
     voxels = find_voxels(labels.array)

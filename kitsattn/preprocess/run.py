@@ -185,7 +185,7 @@ def _find_strays(finished: Collection[str], dataset: Dataset) -> list[Finding]:
     if not strays:
         return []
     text = (
-        f"{CASES_FOLDER} still holds {name_some(strays)}, which the data set has no more: delete what you do not need"
+        f"{CASES_FOLDER} still holds {name_some(strays)}, which the data set no longer has: delete what you do not need"
     )
     return [Finding(None, "note", text)]
 

@@ -27,7 +27,7 @@ class CaseReview:
     """What was seen in a case; kept as `fingerprints/<id>.json`, so that a finished case need not be read again.
 
     Attributes:
-        format: Tag of the format; another one is made anew.
+        format: Tag of the format; a review with another tag is made again.
         source: The files that were looked at.
         labels: Class name to label value.
         fingerprint: Of the case.
@@ -96,7 +96,7 @@ def prepare_case(
     """
     source = _find_source(case, assumed_hu=assume_hu)
     file = folder / FINGERPRINTS_FOLDER / f"{case.case_id}.json"
-    # A review that is missing, of another version, or of other files is made anew.
+    # A review that is missing, of another version, or of other files is made again.
     with suppress(KitsattnError):
         review = from_json(CaseReview, read_json(file), str(file))
         if review.labels == classes and _same_content(review.source, source):

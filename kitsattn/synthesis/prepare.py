@@ -107,7 +107,7 @@ def prepare_material(
             raise result
     kidneys = folder / _KIDNEYS
     uncut = [path for path in found.label_maps if not (kidneys / _kidneys_name(path)).exists()]
-    # A label map that cannot be read is told of by the painting below.
+    # A label map that cannot be read is reported by the painting below.
     try_cases(functools.partial(_cut, kidneys), uncut, workers=workers, label="cut out kidneys", progress=progress)
     name = PAINTED if found.label_maps else PHANTOMS
     raw, painted = workspace.raw / name, workspace.preprocessed / name

@@ -73,7 +73,7 @@ def train_fold(
         KitsattnError: If a checkpoint to resume from does not fit, too many losses in a row are not finite, the disk
             is full, or another process of the training has ended.
         OutOfTimeError: If the deadline has passed; everything is saved.
-        Interrupted: If the process was told to stop, by Ctrl-C or SIGTERM; everything is saved.
+        Interrupted: If the process was asked to stop, by Ctrl-C or SIGTERM; everything is saved.
     """
     try:
         with _threads(job, progress) as adapting, signals_held_back(alone=job.ranks.size == 1) as asked:
@@ -109,7 +109,7 @@ def _threads(job: FoldJob, progress: Progress) -> AbstractContextManager[Progres
 
 
 def _begin(job: FoldJob, *, resume: bool) -> Learner:
-    """Resume, or start anew."""
+    """Resume, or start."""
     if job.recipe.batch_size % job.ranks.size:
         nearest = max(1, round(job.recipe.batch_size / job.ranks.size)) * job.ranks.size
         msg = (
@@ -194,7 +194,7 @@ def _train_epoch(
         peak_memory_bytes=peak_memory(job.device),
     )
     if job.ranks.is_main:
-        # `last` at the end: whatever a crash leaves before it is written anew when the epoch is repeated.
+        # `last` at the end: whatever a crash leaves before it is written again when the epoch is repeated.
         append_record(job.folder / JOURNAL, record)
         save(job, learner, epoch_ended=True, improved=improved)
         _draw_progress(job)

@@ -39,8 +39,8 @@ class FoldJob:
         precision: Number format of convolutions and matrix products; weights and losses stay fp32.
         workers: Processes that draw batches; 0 draws in the training process.
         folder: Where checkpoints and journal go.
-        encoder_weights: File of published weights of the encoder by torchvision's names; None starts from chance.
-        initial_weights: Checkpoint whose weights are the start (fine-tuning); None starts from chance.
+        encoder_weights: File of published weights of the encoder by torchvision's names; None initialises it randomly.
+        initial_weights: Checkpoint whose weights are the start (fine-tuning); None initialises the network randomly.
         ranks: The processes that train together.
         made: What scans are made from while the network is trained; None trains on prepared cases.
     """

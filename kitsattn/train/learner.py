@@ -90,7 +90,7 @@ class Learner:
 
 
 def start_learner(job: FoldJob) -> Learner:
-    """Return a fresh network, from chance or from the weights that the user gives, with all that trains it."""
+    """Return a new network, random or with the weights that the user gives, with everything that trains it."""
     learner = fresh(job)
     if job.initial_weights is not None:
         _log.info("weights: %s", load_initial(learner.model, job.model, job.initial_weights))
@@ -177,7 +177,7 @@ def _move_average(average: nn.Module, model: nn.Module, decay: float) -> None:
 
 
 def fresh(job: FoldJob) -> Learner:
-    """Return a network from chance, with all that trains it."""
+    """Return a randomly initialised network, with everything that trains it."""
     torch.manual_seed(job.seed)
     model = build_model(job.model, job.config)
     if job.ranks.size > 1 and job.recipe.sync_batch_norm:

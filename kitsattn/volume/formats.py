@@ -62,7 +62,7 @@ def _read_scan(path: Path, series: str | None) -> Volume:
 
         return read_dicom(path, series)
     if series is not None:
-        msg = f"{path} is no DICOM folder or archive, so that it has no series: leave --series out"
+        msg = f"{path} is not a DICOM folder or archive and has no series: leave --series out"
         raise KitsattnError(msg)
     if _is_nifti(path):
         return nifti.read_scan(path)

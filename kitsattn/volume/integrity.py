@@ -24,7 +24,7 @@ _NRRD_MAGIC = b"NRRD"
 _NRRD_END = re.compile(rb"\n\r?\n")
 _META_END = re.compile(rb"^ElementDataFile[^\n]*\n?", re.MULTILINE)
 _META_SUFFIXES = (".mha", ".mhd")
-_LONGEST_TOLD = 20
+_LONGEST_SHOWN = 20
 _BLOCK_BYTES = 1 << 16
 _GZIP = 31
 """zlib's code for: gzip, with the largest window."""
@@ -53,7 +53,7 @@ def check_header(path: Path) -> None:
     """Refuse a header of NRRD or MetaImage that would end the process, which SimpleITK does not look after.
 
     Raises:
-        KitsattnError: If the header is no text, or a MetaImage's states no number of axes from 1 to 10.
+        KitsattnError: If the header is not text, or that of a MetaImage does not state 1 to 10 axes.
     """
     start = _read_start(path)
     if start.startswith(_NRRD_MAGIC):
@@ -67,8 +67,8 @@ def check_header(path: Path) -> None:
         raise _damaged(path, "its header is not text")
     axes = re.search(rb"^\s*NDims\s*=([^\n]*)", header, re.MULTILINE)
     if axes is not None and not re.fullmatch(rb"\s*0*([1-9]|10)\s*", axes[1]):
-        told = axes[1].decode("ascii", "replace").strip()[:_LONGEST_TOLD]
-        raise _damaged(path, f"its header states {told!r} axes")
+        stated = axes[1].decode("ascii", "replace").strip()[:_LONGEST_SHOWN]
+        raise _damaged(path, f"its header states {stated!r} axes")
 
 
 def check_voxels(path: Path, needed: int) -> None:

@@ -36,7 +36,7 @@ def slicer_fields(classes: Mapping[str, int]) -> dict[str, str]:
     """Return the header fields of an NRRD file by which 3D Slicer names and colours its segments.
 
     Args:
-        classes: Class name to value; background is no segment.
+        classes: Class name to value; background is not a segment.
     """
     fields = {"Segmentation_ContainedRepresentationNames": "Binary labelmap|"}
     for number, (name, value, colour) in enumerate(_entries(classes)):

@@ -223,7 +223,7 @@ def test_a_scan_as_prediction_is_refused(tmp_path: Path, prediction: np.ndarray,
     truth = write_labels(tmp_path / "reference.nii.gz", reference)
     prediction.ravel()[:40] = range(40)
 
-    with pytest.raises(KitsattnError, match=r"grey\.nii\.gz holds 37 values that are no labels: give a label map"):
+    with pytest.raises(KitsattnError, match=r"grey\.nii\.gz holds 37 values that are not labels"):
         score_case("a", write_labels(tmp_path / "grey.nii.gz", prediction), truth, Scoring())
 
 

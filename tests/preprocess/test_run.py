@@ -340,7 +340,7 @@ def test_prepared_cases_that_are_none_any_more_are_told(tmp_path: Path, raw: Pat
 
     assert result.dataset.cases == ("case_00000",)
     assert [finding.text for finding in result.findings] == [
-        "cases still holds case_00001, which the data set has no more: delete what you do not need"
+        "cases still holds case_00001, which the data set no longer has: delete what you do not need"
     ]
     assert (tmp_path / "out" / "cases" / "case_00001").exists()
 

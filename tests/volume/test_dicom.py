@@ -437,7 +437,7 @@ def test_series_is_chosen_by_uid_or_number(tmp_path: Path) -> None:
         read_dicom(tmp_path, "9")
     with pytest.raises(KitsattnError, match=r"holds several series 7, .* choose one by its UID"):
         read_dicom(tmp_path, "7")
-    with pytest.raises(KitsattnError, match=r"images of MR, UID 1.2.5\), which is no CT"):
+    with pytest.raises(KitsattnError, match=r"images of MR, UID 1.2.5\), which is not a CT"):
         read_dicom(tmp_path, "1.2.5")
 
 

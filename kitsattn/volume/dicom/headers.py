@@ -169,7 +169,7 @@ class Image:
         syntax: The UID of the transfer syntax.
         implicit: Whether data elements are stored without their type.
         pixels_at: Where the element of the voxels begins in the file.
-        frames: Its slices; none where the object is no image.
+        frames: Its slices; none if the object is not an image.
         faults: Numbers of its header that are stated and cannot be read, with their tag and value.
         commas: Numbers that were read with a decimal comma: tag and value, by keyword.
     """
@@ -247,7 +247,7 @@ def read_headers(files: Iterable[Member]) -> Headers:
 
 
 def _read_image(file: IO[bytes], member: Member) -> Image | None:
-    """Read a header; None where the file is no object of a series.
+    """Read a header; None if the file is not part of a series.
 
     Raises:
         Exception: Nearly any, where it begins as DICOM and is damaged.

@@ -48,7 +48,7 @@ def split_scans(slices: Sequence[Slice], is_stack: Callable[[Sequence[Slice]], b
 
     Returns:
         The slices of each scan by its name, such as `acquisition=2`; empty if they are one scan. Where all slices
-        together are no stack, it is enough that one of the kinds is: then only those that are appear.
+        together are not a stack, it is enough that one of the kinds is: then only those that are appear.
     """
     varying = [name for name in TRAITS if 1 < len({_label(item, (name,)) for item in slices}) <= len(slices) / 2]
     splits = [
@@ -70,7 +70,7 @@ def split_scans(slices: Sequence[Slice], is_stack: Callable[[Sequence[Slice]], b
 
 
 def every_nth(stacked: Sequence[Slice], part: str) -> Sequence[Slice] | None:
-    """Return the slices of a stack that `slices=1of2` names, counted from 1; None where `part` is no such name."""
+    """Return the slices of a stack that `slices=1of2` names, counted from 1; None if `part` is not such a name."""
     match = _EVERY.fullmatch(part)
     if match is None or not 1 <= int(match[1]) <= int(match[2]) <= len(stacked):
         return None

@@ -209,7 +209,7 @@ def _check_identity(headers: "list[Dataset]", names: list[str]) -> None:
 
 
 def _complete(header: "Dataset") -> None:
-    """Add what anonymisers take away although the standard demands it, and empty what is no value of its kind."""
+    """Add attributes that anonymisers remove although the standard requires them, and empty invalid values."""
     from pydicom.valuerep import DA, TM  # noqa: PLC0415 - who writes no DICOM need not wait for it
 
     kinds = {"PatientBirthDate": DA, "StudyDate": DA, "StudyTime": TM}

@@ -3,7 +3,7 @@
 pydicom reads the headers, numpy the plain voxels, and GDCM (through SimpleITK) the compressed ones. SimpleITK alone
 would not do: its reader of series takes files only, not members of an archive, and only warns of missing slices.
 
-Files are searched in all subfolders and told by content, whatever their names. Of several CT series the best is read
+Files are found in all subfolders and recognised by content, not by name. Of several CT series the best is read
 unless another is chosen, see `_rank`; `Volume.notes` names it and the others. Messages show series by number,
 description and UID, and errors also the names of files. Names and IDs of patients are never read.
 """
@@ -63,7 +63,7 @@ class Series:
         number: The number that the scanner gave it; empty if none.
         description: SeriesDescription, fit to be shown.
         modality: What made it: CT, MR, SEG, …
-        slices: How many slices it has, or objects where they are no images.
+        slices: How many slices it has, or objects if they are not images.
     """
 
     uid: str
@@ -227,7 +227,7 @@ class _Rank:
         is_scan: Whether it has two places or more.
         ct_class: Whether these are CT images by their class, and not secondary captures that state a place.
         axial: Whether they are axial, and not a reformat of another plane.
-        original: Whether they are no projections or renderings by their image type.
+        original: Whether they are original images by their image type, not projections or renderings.
         places: How many places its slices of CT values lie at.
     """
 
@@ -311,7 +311,7 @@ def _choose(every: Sequence[list[Image]], series: str | None, path: Path) -> lis
         raise KitsattnError(msg)
     if described[found[0]].modality != _CT:
         named = f" such as {_name(described[index] for index in scans)}" if scans else ""
-        msg = f"{path} holds {described[found[0]]}, which is no CT: choose a CT series{named}"
+        msg = f"{path} holds {described[found[0]]}, which is not a CT: choose a CT series{named}"
         raise KitsattnError(msg)
     return every[found[0]]
 
@@ -327,7 +327,7 @@ def _chosen_note(images: list[Image], every: Sequence[list[Image]]) -> str:
 
 
 def _placed_slices(images: Sequence[Image], notes: list[str], path: Path) -> list[Slice]:
-    """Return the slices of a series, all of them CT with size and place; what is no slice is left out and noted."""
+    """Return the slices of a series, all of them CT with size and place; other objects are left out and noted."""
     scan_images = [image for image in images if _LOCALIZER not in image.image_type]
     if scan_images and len(scan_images) < len(images):
         notes.append(f"Left out {plural(len(images) - len(scan_images), 'localizer')} of the series.")
