@@ -1,4 +1,4 @@
-"""Where things lie by default: raw data, prepared data, runs and predictions under one folder."""
+"""Where things are by default: raw data, prepared data, runs and predictions under one folder."""
 
 import os
 from dataclasses import dataclass

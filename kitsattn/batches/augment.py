@@ -48,7 +48,7 @@ def build_augmentation(
 
     Args:
         patch_size: Height and width after the transform.
-        air: Intensity of what lies outside the cut-out.
+        air: Intensity of what is outside the cut-out.
         elastic_probability: How often a sample is deformed elastically; nnU-Net does not by default.
     """
     return Compose(
@@ -73,7 +73,7 @@ class InPlaneTransform(AbstractTransform):  # type: ignore[misc] # batchgenerato
 
     Args:
         patch_size: Height and width after the transform.
-        air: Intensity of what lies outside the cut-out; its label is 0.
+        air: Intensity of what is outside the cut-out; its label is 0.
         rotation_probability: How often a sample is turned, by any angle.
         scaling_probability: How often a sample is scaled.
         elastic_probability: How often a sample is deformed elastically.
@@ -207,7 +207,7 @@ def resample_slab(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return a patch of a slab and of its labels, turned, scaled and deformed, in one interpolation.
 
-    The pixel at offset d from the middle of the patch shows what lies at `matrix` (d + displacement) from the middle
+    The pixel at offset d from the middle of the patch shows what is at `matrix` (d + displacement) from the middle
     of the centre crop. Intensities are interpolated linearly. So is the membership of each class, and the largest
     wins; where two are equal the higher label.
 

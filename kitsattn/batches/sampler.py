@@ -28,7 +28,7 @@ class Patch:
     Attributes:
         case: Number of the case.
         centre: Slice that is predicted.
-        top: First row; may lie outside the slice, which is then padded.
+        top: First row; may be outside the slice, which is then padded.
         left: First column, likewise.
     """
 
@@ -84,7 +84,7 @@ def draw_patch(
 
 
 def _inside(start: int, size: int, length: int) -> int:
-    """Move a window so that it lies inside the slice, or in its middle where it is larger."""
+    """Move a window so that it is inside the slice, or in its middle where it is larger."""
     spare = length - size
     return min(max(start, 0), spare) if spare >= 0 else spare // 2
 

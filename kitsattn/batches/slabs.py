@@ -34,6 +34,6 @@ def slab_indices(centre: int, total: int, slices: int, step: int) -> NDArray[np.
 
 
 def window_overlap(start: int, size: int, length: int) -> tuple[slice, slice]:
-    """Return the part of [0, length) that the window [start, start + size) covers, and where it lies in the window."""
+    """Return the part of [0, length) that the window [start, start + size) covers, and where it is in the window."""
     first, last = max(start, 0), min(start + size, length)
     return slice(first, last), slice(first - start, last - start)

@@ -1,4 +1,4 @@
-"""What every layout is read into: a data set with its cases, and the description that may lie beside them."""
+"""What every layout is read into: a data set with its cases, and the description that may be beside them."""
 
 import re
 import unicodedata
@@ -79,8 +79,8 @@ class Dataset:
 
     Attributes:
         name: What the data set is called, also as a folder.
-        folder: Where its cases lie.
-        layout: How they lie there, one of `kitsattn.datasets.find.LAYOUTS`.
+        folder: Where its cases are.
+        layout: How they are there, one of `kitsattn.datasets.find.LAYOUTS`.
         cases: In the order of their numbers or names; ids are names of files, and no two differ in case only.
         labels: Class name to label value.
         synthetic: Whether the scans were painted rather than measured.

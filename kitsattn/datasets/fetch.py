@@ -82,7 +82,7 @@ def fetch_gzip(
     from the usual environment variables (HTTPS_PROXY, NO_PROXY, SSL_CERT_FILE).
 
     Args:
-        url: Where the file lies.
+        url: Where the file is.
         path: The final path. Its folder is made if it is missing.
         patience: How long to bear with the server.
         stopped: Once it is set, nothing more is written.
@@ -194,7 +194,7 @@ def _receive(
     version, received = part.version(url), part.size
     if version is not None and received == version.size:
         return False
-    # The file is gzip itself: its bytes are wanted as they lie there, not packed once more for the way.
+    # The file is gzip itself: its bytes are wanted as they are there, not packed once more for the way.
     headers = {"Accept-Encoding": "identity"}
     if version is not None:
         headers |= {"Range": f"bytes={received}-", "If-Range": version.etag}

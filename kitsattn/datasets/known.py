@@ -65,7 +65,7 @@ _REMARKS: Mapping[str, Mapping[int, tuple[str, ...]]] = {
 def is_of_challenge(dataset: Dataset) -> bool:
     """Tell whether these are certainly a challenge's own cases, which alone the remarks are about.
 
-    Anybody's data may lie in KiTS's folders; the citation is the challenge's only where its marks were found, or where
+    Anybody's data may be in KiTS's folders; the citation is the challenge's only where its marks were found, or where
     `kitsattn download` said so.
     """
     return not dataset.synthetic and dataset.citation == CITATIONS.get(dataset.layout)

@@ -1,7 +1,7 @@
 """Data sets in nnU-Net's raw layout: `imagesTr/CASE_0000.nii.gz`, `labelsTr/CASE.nii.gz` and `dataset.json`.
 
 Both forms of `dataset.json` are read: that of version 2 (`channel_names`, labels from name to value, `file_ending`, and
-a `dataset` of its own where files lie elsewhere) and that of version 1 and the Medical Segmentation Decathlon
+a `dataset` of its own where files are elsewhere) and that of version 1 and the Medical Segmentation Decathlon
 (`modality`, labels from value to name). They are described in nnU-Net's documentation, dataset_format.md and
 region_based_training.md, https://github.com/MIC-DKFZ/nnUNet. `imagesTs` has no labels and is left alone.
 """
@@ -174,7 +174,7 @@ def _text(settings: Mapping[str, Any], *keys: str) -> str:
 
 
 def _listed_cases(listed: object, file: Path) -> tuple[CaseFiles, ...]:
-    """Take the cases from the `dataset` key, which names their files wherever they lie."""
+    """Take the cases from the `dataset` key, which names their files wherever they are."""
     if not isinstance(listed, Mapping) or not listed:
         msg = f"{file}: dataset must be an object with a key for each case, got {listed!r}"
         raise KitsattnError(msg)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from kitsattn.evaluate.spread import Spread
 
 _WITHIN = 1.96
-"""Standard deviations from the mean within which 95 % of a normal distribution lie."""
+"""Standard deviations from the mean within which 95 % of a normal distribution are."""
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ def score_labels(
     spacing_mm: Triple,
     scoring: Scoring,
 ) -> CaseScores:
-    """Score two label maps that lie on the same grid.
+    """Score two label maps that are on the same grid.
 
     Args:
         case_id: The name of the case in the scores.
@@ -124,7 +124,7 @@ def score_labels(
 def _crop(
     prediction: NDArray[np.integer[Any]], reference: NDArray[np.integer[Any]]
 ) -> tuple[NDArray[np.integer[Any]], NDArray[np.integer[Any]]]:
-    """Cut label maps to the box where either is labelled, a tenth of a scan: all regions lie there.
+    """Cut label maps to the box where either is labelled, a tenth of a scan: all regions are there.
 
     What is cut already is not copied again.
     """

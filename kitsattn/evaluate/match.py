@@ -102,7 +102,7 @@ def match_cases(predictions: Path, references: Path) -> MatchedCases:
 
 
 def choose_protocol(references: Path) -> ScoringProtocol:
-    """Return how reference label maps are scored, by what lies around them; no label map is opened.
+    """Return how reference label maps are scored, by what is around them; no label map is opened.
 
     The labels that the nearest `kitsattn-dataset.json` at or above them names decide, or the `dataset.json` of
     nnU-Net's layout. Where none does, case folders with the marks of KiTS21 or KiTS23 are scored as KiTS23, and all
@@ -127,7 +127,7 @@ def choose_protocol(references: Path) -> ScoringProtocol:
 
 
 def add_scans(matched: MatchedCases, references: Path) -> MatchedCases:
-    """Return the same cases with their scans, where references lie in a data set or beside their scans.
+    """Return the same cases with their scans, where references are in a data set or beside their scans.
 
     Args:
         matched: From `match_cases`.
@@ -143,7 +143,7 @@ def add_scans(matched: MatchedCases, references: Path) -> MatchedCases:
 
 
 def _places(references: Path) -> tuple[Path, Path]:
-    """Return where a data set may lie: in the references' folder, or above it."""
+    """Return where a data set may be: in the references' folder, or above it."""
     folder = _normal(references) if references.is_dir() else _normal(references).parent
     return folder, folder.parent
 

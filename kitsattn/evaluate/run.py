@@ -29,7 +29,7 @@ def evaluate_cases(
         progress: Called after each case.
 
     Returns:
-        The scores, cases in the order of the pairs, and which failed because a label map cannot be read, lies on
+        The scores, cases in the order of the pairs, and which failed because a label map cannot be read, is on
         another grid than its reference, or because a reference holds labels that the protocol does not know.
 
     Raises:

@@ -1,10 +1,10 @@
 """Surfaces of regions, and the distances between two of them, in three definitions.
 
-By default a surface lies between voxels: at each corner where eight voxels meet, some of which belong to the region
+By default a surface is between voxels: at each corner where eight voxels meet, some of which belong to the region
 and some of which do not, there is a surface element. Its area is that of the triangles of marching cubes, so that a
 score does not depend on how densely a surface is sampled; Nikolov et al., 2018, arXiv:1809.04430, define it so, and the
 challenges KiTS21 and KiTS23 score it so. In the definitions of MedPy and MONAI a surface is the region's own border
-voxels, which count alike. What lies outside a label map is outside the region.
+voxels, which count alike. What is outside a label map is outside the region.
 """
 
 from collections.abc import Sequence
@@ -147,7 +147,7 @@ def find_distances(
 
 
 def surface_dice(distances: SurfaceDistances, tolerance_mm: float) -> float:
-    """Return the share of both surfaces that lies within a tolerance of the other, in [0, 1]; 1 if both are empty.
+    """Return the share of both surfaces that is within a tolerance of the other, in [0, 1]; 1 if both are empty.
 
     MedPy has none: in its definition it is MONAI's.
     """
@@ -157,7 +157,7 @@ def surface_dice(distances: SurfaceDistances, tolerance_mm: float) -> float:
 
 
 def hausdorff_95(distances: SurfaceDistances) -> float:
-    """Return the distance in mm within which 95 % of a surface lie: of either, the larger one, or MedPy's of both.
+    """Return the distance in mm within which 95 % of a surface are: of either, the larger one, or MedPy's of both.
 
     Between elements, 95 % of the area are reached at the farther one. Of border voxels the distances of two neighbours
     in rank are interpolated.
@@ -239,7 +239,7 @@ def _nearest(
     from scipy.spatial import KDTree  # noqa: PLC0415 - 0.2 s, which `evaluate dice` does without
 
     scale = np.array(spacing_mm)
-    # A little more: the tree leaves out what lies at its limit.
+    # A little more: the tree leaves out what is at its limit.
     query = KDTree(others * scale).query(places * scale, distance_upper_bound=limit_mm * (1 + 1e-9) + 1e-9)
     nearest = np.asarray(query[1])
     found = nearest < len(others)
@@ -285,7 +285,7 @@ def _pieces(voxels: Sequence[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
 def _piece_area(piece: Sequence[tuple[int, ...]], spacing_mm: Triple) -> float:
     """Return the area in mm2 of the surface between voxels that share faces and the others around a corner.
 
-    The corners of its triangles lie in the middle between a voxel inside and one outside.
+    The corners of its triangles are in the middle between a voxel inside and one outside.
     """
     z, y, x = spacing_mm
     faces = np.array([y * x, z * x, z * y])

@@ -60,7 +60,7 @@ class View:
 
 _COLOURS = LABEL_COLOURS["kidney"], LABEL_COLOURS["tumour"], LABEL_COLOURS["cyst"]
 _PREDICTED = Pen("predicted", *_COLOURS, 1.8, "solid")
-# Lighter and dashed, so that it is seen where it lies on the prediction.
+# Lighter and dashed, so that it is seen where it is on the prediction.
 _REFERENCE = Pen("reference", "#ffffff", "#ffe14d", "#c9f7c0", 1.1, (0.0, (3.0, 2.0)))
 LABELLED = Pen("", *_COLOURS, 1.4, "solid")
 """For the only label map of a picture."""
@@ -301,7 +301,7 @@ def _draw_legend(
     *,
     parts: bool = True,
 ) -> None:
-    """Explain the outlines; the legend's `corner` lies `place_in` from the left and from the top."""
+    """Explain the outlines; the legend's `corner` is `place_in` from the left and from the top."""
     outlined = [outline for view in views for outline in view.outlines]
     cysts = any((labels == CYST).any() for _, labels in outlined)
     lines = []

@@ -58,7 +58,7 @@ class Table:
 
     def __post_init__(self) -> None:
         for value in itertools.chain(*self.rows, *self.summaries):
-            # Rounded as it is shown: a mean of ones may lie a little above 1.
+            # Rounded as it is shown: a mean of ones may be a little above 1.
             if isinstance(value, float) and not 0.0 <= round(value, 3) <= 1.0:
                 msg = f"{self.caption!r}: {value} is not a fraction from 0 to 1; write other numbers, and NaN, as text"
                 raise ValueError(msg)

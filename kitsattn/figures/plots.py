@@ -52,7 +52,7 @@ def plot_spacing(spacings_mm: Mapping[str, Triple], target_mm: tuple[float, floa
         figure, axes = make_figure()
         in_plane = {case: max(y, x) for case, (_, y, x) in spacings_mm.items()}
         between = {case: z for case, (z, _, _) in spacings_mm.items()}
-        # Rows and columns seldom lie apart; where they do, a line joins the two spacings.
+        # Rows and columns seldom are apart; where they do, a line joins the two spacings.
         joined = [((y, z), (x, z)) for z, y, x in spacings_mm.values()]
         axes.add_collection(LineCollection(joined, colors=DOT, linewidths=1.0))
         axes.plot(list(in_plane.values()), list(between.values()), "o", color=DOT, alpha=0.5, markersize=5, mew=0)
@@ -148,7 +148,7 @@ def plot_intensities(
         axes.axvspan(clip_hu[0], clip_hu[1], color=INK, alpha=0.05, linewidth=0)
         for value, label in ((clip_hu[0], f"clipped to {clip_hu[0]:g} to {clip_hu[1]:g} HU"), (clip_hu[1], None)):
             axes.axvline(value, color=INK, linewidth=1.2, label=label)
-        for value, label in ((low, f"0.5 % and 99.5 % lie below {low} and {high} HU"), (high, None)):
+        for value, label in ((low, f"0.5 % and 99.5 % are below {low} and {high} HU"), (high, None)):
             axes.axvline(value, color=MARK, linewidth=1.2, linestyle="--", label=label)
         axes.axvline(mean_hu, color=MARK, linewidth=1.6, label=f"mean {mean_hu:.1f} HU, deviation {std_hu:.1f} HU")
         axes.set(xlabel="value of labelled voxels (HU)", ylabel=f"share of voxels (% in {width} HU)")
@@ -200,13 +200,13 @@ def plot_volumes(volumes_ml: Mapping[str, Mapping[str, float]]) -> bytes:
 
 
 def _percentiles(shares: NDArray[np.float64], lowest: int) -> tuple[int, int]:
-    """Return the whole HU below which 0.5 % and 99.5 % of a histogram from `lowest` on lie."""
+    """Return the whole HU below which 0.5 % and 99.5 % of a histogram from `lowest` on are."""
     cumulated = np.cumsum(shares)
     low, high = np.searchsorted(cumulated, [_TAIL * cumulated[-1], (1 - _TAIL) * cumulated[-1]])
     return lowest + int(low), lowest + int(high)
 
 
 def _binned(shares: NDArray[np.float64], lowest: int, edges: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Sum shares at whole HU from `lowest` on into bins, in percent; what lies beyond counts in the outermost ones."""
+    """Sum shares at whole HU from `lowest` on into bins, in percent; what is beyond counts in the outermost ones."""
     bins = np.clip(np.searchsorted(edges, lowest + np.arange(len(shares)), side="right") - 1, 0, len(edges) - 2)
     return np.bincount(bins, weights=100 * shares, minlength=len(edges) - 1).astype(np.float64)

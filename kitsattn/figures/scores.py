@@ -45,7 +45,7 @@ class ScorePanel:
     Attributes:
         title: The metric with its unit, as in "HD95, mm".
         values: Region to case to value; NaN where it is not defined.
-        share: Whether values lie in [0, 1], 1 being the best.
+        share: Whether values are in [0, 1], 1 being the best.
     """
 
     title: str
@@ -167,7 +167,7 @@ def scores_sheet(path: Path, panels: Sequence[ScorePanel], *, title: str, note: 
 
 
 def _draw_panel(axes: Axes, panel: ScorePanel) -> list[dict[str, Point]]:
-    """Draw the boxes and dots, and return the cases to name of each region; regions lie 1 apart on the x axis."""
+    """Draw the boxes and dots, and return the cases to name of each region; regions are 1 apart on the x axis."""
     labels: list[str] = []
     apart: list[dict[str, Point]] = []
     lowest = math.inf

@@ -38,7 +38,7 @@ def choose_slices(label_maps: Sequence[Labels], geometry: Geometry, *, most: int
     """Choose the slices that tell most about kidneys and tumours.
 
     Axial: through the largest area of tumour, through the largest area of kidney on each side, and near both ends of
-    the kidneys, where 5 % of their volume lies beyond; where some of these lie close together, further ones that
+    the kidneys, where 5 % of their volume is beyond; where some of these are close together, further ones that
     part the volume evenly. Coronal: through the largest area. All views are cut to the surroundings of what is
     labelled. Without a labelled voxel the axial slices are spread evenly, and the whole scan is shown.
 
@@ -69,7 +69,7 @@ def choose_slices(label_maps: Sequence[Labels], geometry: Geometry, *, most: int
         spread = _quantiles(np.ones(depth, dtype=np.int64), (0.1, 0.3, 0.5, 0.7, 0.9))
         whole = (slice(0, depth), slice(0, height), slice(0, width))
         return SheetSlices(_apart(spread, gap, most), height // 2, whole, kidney_found=False)
-    # The middle of all that is labelled lies between two kidneys, or within a single one.
+    # The middle of all that is labelled is between two kidneys, or within a single one.
     first, last = np.flatnonzero(area_x)[[0, -1]]
     middle = (first + last + 1) // 2
     areas = (tumour_z, area_zx[:, :middle].sum(axis=1), area_zx[:, middle:].sum(axis=1))

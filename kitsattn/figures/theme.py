@@ -45,12 +45,12 @@ STYLE: dict[Any, Any] = {
 }
 SIZE_IN = (5.6, 3.9)
 HALF_WIDTH = 0.17
-"""Of a median's line, where the places of what is compared lie 1 apart."""
+"""Of a median's line, where the places of what is compared are 1 apart."""
 
 FEW = 6
 """Up to this many cases are all named; of more cases only outliers are, at most as many."""
 FENCE = 1.5
-"""Cases stand apart that lie further beyond the quartiles than this many interquartile ranges (Tukey)."""
+"""Cases stand apart that are further beyond the quartiles than this many interquartile ranges (Tukey)."""
 _NAME_PT = 7.0
 _LONGEST_NAME, _LONGEST_IN_COLUMN = 18, 14
 
@@ -82,7 +82,7 @@ def draw_dots(axes: Axes, place: float, values: Mapping[str, float]) -> dict[str
 
 
 def draw_points(axes: Axes, points: Mapping[str, Point]) -> None:
-    """Draw a dot for each case; where there are many, those that lie behind others show through."""
+    """Draw a dot for each case; where there are many, those that are behind others show through."""
     alpha = 0.5 if len(points) > FEW else 0.9
     x, y = zip(*points.values(), strict=True)
     axes.plot(x, y, "o", color=DOT, alpha=alpha, markersize=4.5, mew=0, clip_on=False)
@@ -120,7 +120,7 @@ def write_names(axes: Axes, points: Mapping[str, Point], *, gap_pt: float = 9.0,
     heights = [max(item[1], bottom + _NAME_PT) for item in placed]
     for upper, (below, above) in enumerate(pairwise(range(len(placed))), start=1):
         heights[upper] = max(heights[above], heights[below] + _NAME_PT + 1.5)
-    # What was pushed beyond the top comes down again, and pushes what lies below it.
+    # What was pushed beyond the top comes down again, and pushes what is below it.
     ceiling = top - _NAME_PT / 2
     for index in reversed(range(len(heights))):
         heights[index] = min(heights[index], ceiling)

@@ -257,7 +257,7 @@ def measurements() -> list[Measurement]:
 
 
 def user_table() -> Path:
-    """Return where the user's own measurements lie: in the folder for caches."""
+    """Return where the user's own measurements are: in the folder for caches."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (
         (Path(os.path.expandvars(base)).expanduser() if base else Path.home() / ".cache") / "kitsattn" / "kernels.json"

@@ -13,9 +13,9 @@ from kitsattn.phantom.patient import Kidney, Patient, Purpose, stream
 from kitsattn.volume.geometry import Triple
 
 _SAMPLE_MM = 3.0
-"""Label maps are sampled this densely to find out where the patient lies."""
+"""Label maps are sampled this densely to find out where the patient is."""
 _KIDNEY_X_MM, _KIDNEY_Y_MM, _KIDNEY_Z_MM = 75.0, 17.0, 6.0
-"""Where kidneys lie on average, in body coordinates."""
+"""Where kidneys are on average, in body coordinates."""
 _BACK_OF_CAVITY_MM = 45.0
 _BACK_FROM_AXIS_MM = 30.0
 _MOST_VISCERAL_MM = 75.0
@@ -31,7 +31,7 @@ def fit_to_field(patient: Patient, width_mm: float) -> Patient:
 
 
 def height_of_kidneys(patient: Patient, extent_mm: float) -> float:
-    """Return where the middle of a scan lies: amid the kidneys, or nearer to the greatest tumour if it is short.
+    """Return where the middle of a scan is: amid the kidneys, or nearer to the greatest tumour if it is short.
 
     Args:
         patient: With at least one tumour.

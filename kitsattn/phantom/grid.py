@@ -16,7 +16,7 @@ _LATTICE = 32
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """Where the voxels lie in the patient.
+    """Where the voxels are in the patient.
 
     Attributes:
         z_mm: Body coordinates of the slices, increasing.
@@ -32,7 +32,7 @@ class Grid:
 
     @classmethod
     def starting_at(cls, first_mm: Triple, shape: Shape, spacing_mm: Triple) -> "Grid":
-        """Return the grid whose voxel (0, 0, 0) lies at `first_mm` in body coordinates."""
+        """Return the grid whose voxel (0, 0, 0) is at `first_mm` in body coordinates."""
         z_mm, y_mm, x_mm = (
             (first + np.arange(count) * spacing).astype(np.float32)
             for first, count, spacing in zip(first_mm, shape, spacing_mm, strict=True)

@@ -49,15 +49,15 @@ class KidneyField:
     """A kidney in one slice; all arrays have the shape of the window (rows, columns).
 
     Attributes:
-        rows: Of the slice, where the kidney, its masses and the fat around them lie.
+        rows: Of the slice, where the kidney, its masses and the fat around them are.
         columns: Likewise.
         cortex_mm: Thickness of the cortex.
         half_thickness_mm: Depth of the kidney's middle.
         distance_mm: To the surface of the kidney, masses aside; negative inside.
         depth_mm: Below the capsule, the hilum aside; positive inside.
-        inside: Which voxels are kidney, where no mass lies.
+        inside: Which voxels are kidney, where no mass is.
         blur_mm: Width of the kidney's edge.
-        masses: Later ones lie over earlier ones.
+        masses: Later ones are over earlier ones.
     """
 
     rows: slice
@@ -72,7 +72,7 @@ class KidneyField:
 
 
 class KidneyShapes(Protocol):
-    """Where the kidneys lie."""
+    """Where the kidneys are."""
 
     def fields(self, index: int, cavity_mm: Floats, relief: Floats) -> list[KidneyField]:
         """Return the kidneys that slice `index` cuts.
@@ -146,7 +146,7 @@ class LabelledKidneys:
 
     Args:
         labels: (z, y, x): 0 background, 1 kidney, 2 tumour, 3 cyst.
-        grid: Where its voxels lie.
+        grid: Where its voxels are.
         tumour: The tissue of its tumours.
     """
 
@@ -210,7 +210,7 @@ def paint_kidney(hu: Floats, coarse: Floats, texture: Floats, field: KidneyField
         hu: (rows, columns), the slice.
         coarse: (rows, columns), smooth noise that places the pyramids of the medulla.
         texture: (rows, columns), finer noise.
-        field: Where the kidney lies.
+        field: Where the kidney is.
         patient: Whose kidney it is.
     """
     window = (field.rows, field.columns)
@@ -245,7 +245,7 @@ def label_kidney(labels: NDArray[np.uint8], field: KidneyField, *, cysts: bool) 
 
     Args:
         labels: (rows, columns), the slice.
-        field: Where the kidney lies.
+        field: Where the kidney is.
         cysts: Whether cysts keep a label of their own; otherwise they count as kidney, as in KiTS19.
     """
     target = labels[field.rows, field.columns]
@@ -296,7 +296,7 @@ def mass_centre(kidney: Kidney, mass: Mass) -> NDArray[np.float64]:
 def _to_ellipsoid(
     point: Sequence[Floats], radii_mm: Triple, axes: NDArray[np.float64], blur_mm: Triple
 ) -> tuple[Floats, Floats]:
-    """Return about how far points lie from an ellipsoid's surface, and how wide the grid blurs it there.
+    """Return about how far points are from an ellipsoid's surface, and how wide the grid blurs it there.
 
     With f = |p / r| the distance is (f - 1) / |grad f|, exact at the surface to first order.
     """

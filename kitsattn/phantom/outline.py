@@ -33,7 +33,7 @@ class Layers:
     Attributes:
         skin: Where the air begins.
         fat: Where the skin begins.
-        fascia: Where the subcutaneous fat begins; the muscles of the back lie inside.
+        fascia: Where the subcutaneous fat begins; the muscles of the back are inside.
         muscle: Where the muscle wall ends.
         cavity: Where the abdominal or thoracic cavity ends.
     """
@@ -129,6 +129,6 @@ def _superellipse(side: float, depth: float, exponent: float) -> NDArray[np.floa
 
 
 def direction_bins(y_mm: NDArray[np.float64], x_mm: NDArray[np.float64]) -> NDArray[np.int32]:
-    """Return which tabulated direction each point lies in, seen from the axis at (0, 0)."""
+    """Return which tabulated direction each point is in, seen from the axis at (0, 0)."""
     turns = (np.arctan2(y_mm, x_mm) + np.pi) * (DIRECTIONS / (2.0 * np.pi))
     return np.clip(np.floor(turns), 0, DIRECTIONS - 1).astype(np.int32)

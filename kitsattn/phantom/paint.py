@@ -67,7 +67,7 @@ def paint(patient: Patient, shape: Shape, spacing_mm: Triple, *, cysts: bool = F
     )
     grid = Grid.starting_at((z_mm, y_mm, x_mm), shape, spacing_mm)
     scan, labels = _paint_slices(Scene(patient, grid, DrawnKidneys(patient, grid)), grid.shape, cysts=cysts)
-    # The first slice of a KiTS19 file, the uppermost one, lies at 0.
+    # The first slice of a KiTS19 file, the uppermost one, is at 0.
     geometry = Geometry.axial(shape, spacing_mm, (-(shape[0] - 1) * spacing_mm[0], 0.0, 0.0))
     return Volume(scan, geometry), Volume(labels, geometry)
 
@@ -75,7 +75,7 @@ def paint(patient: Patient, shape: Shape, spacing_mm: Triple, *, cysts: bool = F
 def paint_around(labels: Volume, seed: int, *, phase: Phase | None = None) -> Volume:
     """Paint a scan around a label map, whose kidneys and tumours it follows voxel by voxel.
 
-    Where the spine, the organs and the skin lie is estimated from the kidneys.
+    Where the spine, the organs and the skin are is estimated from the kidneys.
 
     Args:
         labels: uint8, (z, y, x): 0 background, 1 kidney, 2 tumour, 3 cyst.
@@ -213,7 +213,7 @@ def _write_case(folder: Path, name: str, scan: Volume, labels: Volume) -> str:
 
 
 def _describe(folder: Path, *, licence: str, citation: str) -> None:
-    """Write the description, before any case: no phantom lies about without a word that it is one."""
+    """Write the description, before any case: no phantom is about without a word that it is one."""
     name = folder.resolve().name.lstrip(".") or None
     description = Description(name=name, synthetic=True, labels=KITS19_LABELS, licence=licence, citation=citation)
     write_json(folder / DESCRIPTION_NAME, to_json(description))

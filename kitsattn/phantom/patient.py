@@ -75,7 +75,7 @@ _ENHANCEMENT: Mapping[Phase, float] = {"plain": 0.0, "arterial": 1.0, "portal": 
 _TUMOUR_PLAIN_HU = 35.0
 
 _ROOM_BEHIND_MM, _ROOM_INSIDE_MM = 16.0, 22.0
-"""The greatest radius of a tumour behind the kidney, and of one whose middle lies in the kidney."""
+"""The greatest radius of a tumour behind the kidney, and of one whose middle is in the kidney."""
 _LEAST_LATERAL = 0.1
 
 
@@ -101,7 +101,7 @@ class Mass:
     Attributes:
         direction: Unit vector from the kidney's centre towards the mass, along its length (upper pole), breadth
             (lateral) and thickness (anterior).
-        offset: How far the centre of the mass lies outside the kidney's surface, as a share of its radius;
+        offset: How far the centre of the mass is outside the kidney's surface, as a share of its radius;
             below 0 the mass is endophytic, above 0 exophytic.
         radii_mm: Semi-axes along the kidney's length, breadth and thickness.
         enhancement_hu: Greatest enhancement of the solid part; 0 for a cyst.
@@ -282,7 +282,7 @@ def _draw_cyst(rng: np.random.Generator) -> Mass:
 
 
 def _draw_direction(rng: np.random.Generator, *, anterior: float) -> Triple:
-    """Draw a unit vector that points away from the hilum, where the great vessels lie."""
+    """Draw a unit vector that points away from the hilum, where the great vessels are."""
     while True:
         vector = rng.normal(size=3)
         vector /= np.sqrt(np.sum(vector * vector))

@@ -25,7 +25,7 @@ _EVERYWHERE = (-np.inf, np.inf)
 
 _SPINE_Z_MM = (-190.0, -150.0, -110.0, -60.0, 0.0, 60.0, 120.0, 220.0, 320.0)
 _SPINE_Y_MM = (48.0, 26.0, 4.0, -5.0, 0.0, 6.0, 14.0, 24.0, 20.0)
-"""Lordosis of the loin, sacrum and kyphosis of the chest: how far posterior the vertebral bodies' centres lie."""
+"""Lordosis of the loin, sacrum and kyphosis of the chest: how far posterior the vertebral bodies' centres are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +39,7 @@ class Ellipsoid:
         hu: Mean value.
         mottle_hu: Amplitude of its heterogeneity.
         z_mm: The range of heights that it is cut to.
-        above_mm: It fills only what lies anterior of this y, as gas does in a patient who lies on the back.
+        above_mm: It fills only what is anterior of this y, as gas does in a patient who is on the back.
         in_cavity: Whether it is cut to the abdominal cavity.
     """
 
@@ -63,13 +63,13 @@ class Builder:
         self.layers: dict[Layer, list[Ellipsoid]] = {"abdomen": [], "retroperitoneum": []}
 
     def abdominal(self, point: ArrayLike) -> NDArray[np.float64]:
-        """Return where an organ's point lies in this patient: fat moves the organs of the abdomen outwards."""
+        """Return where an organ's point is in this patient: fat moves the organs of the abdomen outwards."""
         z, y, x = np.asarray(point, dtype=np.float64)
         stretch_y = self.outline.stretch_front if y < 0 else 1.0
         return np.array([z, y * stretch_y, x * self.outline.stretch_side]) * self.patient.frame
 
     def on_spine(self, point: ArrayLike) -> NDArray[np.float64]:
-        """Return where a point given relative to the vertebral bodies' centres lies in this patient."""
+        """Return where a point given relative to the vertebral bodies' centres is in this patient."""
         z, y, x = np.asarray(point, dtype=np.float64)
         return np.array([z, y + spine_y(z), x]) * self.patient.frame
 
@@ -164,7 +164,7 @@ class Builder:
 
 
 def spine_y(z: float) -> float:
-    """Return how far posterior the vertebral bodies' centres lie at height `z`, in an average adult's mm."""
+    """Return how far posterior the vertebral bodies' centres are at height `z`, in an average adult's mm."""
     return float(np.interp(z, _SPINE_Z_MM, _SPINE_Y_MM))
 
 

@@ -54,7 +54,7 @@ class Stack:
             hu: (rows, columns), the slice.
             z_mm: In body coordinates.
             texture: (rows, columns), smooth noise from about -1 to 1.
-            cavity: (rows, columns), the share of each voxel that lies in the cavity.
+            cavity: (rows, columns), the share of each voxel that is in the cavity.
         """
         chosen = np.flatnonzero((self._low < z_mm) & (z_mm < self._high))
         windows = self._windows(chosen, z_mm)
@@ -138,8 +138,8 @@ class Scene:
 
     Args:
         patient: The recipe.
-        grid: Where the voxels lie.
-        kidneys: Where the kidneys lie.
+        grid: Where the voxels are.
+        kidneys: Where the kidneys are.
     """
 
     def __init__(self, patient: Patient, grid: Grid, kidneys: KidneyShapes) -> None:
@@ -251,7 +251,7 @@ class Scene:
 
     @cached_property
     def _flank(self) -> Floats:
-        """How much fat lies between the muscles of the wall: most at the sides, none in front and behind."""
+        """How much fat is between the muscles of the wall: most at the sides, none in front and behind."""
         sideways = self._grid.x_mm[None, :] / np.maximum(self._radius_mm, np.float32(1.0))
         return np.clip(np.float32(1.6) * sideways * sideways - np.float32(0.8), np.float32(0.0), np.float32(0.6))
 

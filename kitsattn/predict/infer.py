@@ -44,7 +44,7 @@ class Inference:
     Attributes:
         batch_size: Slabs in one forward pass; None takes what suits the device, and less where its memory is short.
         tta: Mirror images in-plane over which the probabilities are averaged; None takes each network's own.
-        overlap: Share of a window that lies in its neighbour too, where a slice needs several; in [0, 1).
+        overlap: Share of a window that is in its neighbour too, where a slice needs several; in [0, 1).
         fast: Whether slices far from any kidney are left out; `predict.scan` says how they are found.
     """
 
@@ -69,7 +69,7 @@ class Inference:
 
 @dataclass(frozen=True)
 class Member:
-    """One network of an ensemble: the network, the slices it looks at, how far apart they lie, and its own `tta`."""
+    """One network of an ensemble: the network, the slices it looks at, how far apart they are, and its own `tta`."""
 
     model: nn.Module
     slices: int

@@ -78,7 +78,7 @@ class Work:
     def _check_outputs(self, case: PredictionCase, inputs: Container[tuple[int, int]], *, overwrite: bool) -> None:
         """Refuse outputs of a case that cannot be written, or that are one file.
 
-        Of many scans, what lies beside a label map that is not there is from a run that was stopped, and is replaced.
+        Of many scans, what is beside a label map that is not there is from a run that was stopped, and is replaced.
         """
         if case.target.suffix.lower() != DICOM_SUFFIX:
             check_output(case.target)

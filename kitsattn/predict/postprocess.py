@@ -38,8 +38,8 @@ class Postprocessing:
             tumours fall into 89 components of 1.7 ml or more and 4 of 0.026 ml or less.
         large_ml: Objects with at least as much kidney tissue are kept however many there are, and a mass of this size
             wherever it is, unless there are two such kidneys.
-        attached_mm: How far along each axis a mass, or a piece of a kidney, may lie from a kidney and count as
-            attached to it. Two voxels always do. The piece of 0.89 ml lies 1.9 mm from its kidney.
+        attached_mm: How far along each axis a mass, or a piece of a kidney, may be from a kidney and count as
+            attached to it. Two voxels always do. The piece of 0.89 ml is 1.9 mm from its kidney.
         most_kidneys: How many objects with kidney tissue are kept whatever their size.
         fill_holes: Whether holes in masses are filled.
     """
@@ -122,14 +122,14 @@ def postprocess(
        are kept, and every one that has `large_ml` of it (a transplant beside two own kidneys), is a piece near a kept
        one or is cut. The others are removed. A horseshoe kidney is one object.
     3. `detached masses`: objects without kidney tissue are removed unless they are near a kept kidney, are cut, or have
-       `large_ml` and may have replaced a kidney: a bladder that is taken for a tumour lies beside two kidneys.
+       `large_ml` and may have replaced a kidney: a bladder that is taken for a tumour is beside two kidneys.
     4. `tumour specks`: components of tumour under `min_volume_ml` within an object get the class around them. Cysts may
        be that small, and kidney tissue in a tumour is left as it is.
     5. `holes in masses`: background that tumour or cyst encloses on all sides in 3D (6 neighbours) becomes the class
        that most of its border has. Holes that kidney tissue borders are left: they are the fat and vessels of the
        renal sinus. Of the 893 holes in 86 label maps of KiTS19, 892 are of that kind.
 
-    An object is cut that reaches the first or the last slice: what connects it may lie outside. In those 86 label maps,
+    An object is cut that reaches the first or the last slice: what connects it may be outside. In those 86 label maps,
     drawn by readers, the rules change 114 of 21.6 million voxels. In 860 stacks made by cutting the maps at five
     heights of the kidneys, rules 2 and 3 change none; if cut objects were judged like others, 17 stacks would lose up
     to 20 ml of tumour.
@@ -277,7 +277,7 @@ class _Work:
         return Step(name, len(places), len(numbers), _shorten(reasons))
 
     def _near(self, number: int, others: list[int]) -> bool:
-        """Tell whether an object lies within reach of others along each axis."""
+        """Tell whether an object is within reach of others along each axis."""
         places = self.pieces[number]
         low, high = places.min(axis=0) - self.reach, places.max(axis=0) + self.reach
         grown = to_mask(places, low, high).view(np.uint8)

@@ -126,7 +126,7 @@ def predict_volume(
 
     A fast prediction looks at slices 10 mm apart first. If it finds at least 20 ml there, what a small kidney has, it
     goes on with the slices between the lowest and the highest finding and 20 mm around them, and takes the others for
-    background. What it predicts is what it would predict otherwise; what is missed lies between two of its first slices
+    background. What it predicts is what it would predict otherwise; what is missed is between two of its first slices
     and more than 20 mm from all else. If it finds less, it predicts all slices.
 
     With a locator, other, smaller networks look at the slices 10 mm apart, on a scan that is prepared by their own

@@ -25,7 +25,7 @@ _LEAST_KIDNEY_ML = 1.0
 _ACROSS = 0.25
 """Share of kidney tissue on the other side of the midline that makes a kidney cross it.
 
-Of 172 kidneys of KiTS19 none has any there if the midline lies between the two; one has 22 % and one 9 % beyond the
+Of 172 kidneys of KiTS19 none has any there if the midline is between the two; one has 22 % and one 9 % beyond the
 middle of the image, large tumours having pushed them.
 """
 
@@ -138,7 +138,7 @@ class KidneyStatistics:
     """One kidney with the masses that are connected to it.
 
     Attributes:
-        side: Where it lies.
+        side: Where it is.
         measurements: Of kidney and masses together.
         volumes_ml: Volume of each class in it, by name.
     """
@@ -188,10 +188,10 @@ def measure_labels(
 
     A kidney is an object, a connected component of all classes together, with 1 ml of kidney tissue or more. Left and
     right are the patient's, in world coordinates, so that flips and rotations of the grid change nothing. The midline
-    lies between the two largest kidneys if each has 20 ml of tissue, they are 50 mm apart and the point between them is
+    is between the two largest kidneys if each has 20 ml of tissue, they are 50 mm apart and the point between them is
     within 40 mm of the body's middle. Otherwise (one kidney, a horseshoe kidney, both on one side) the body's middle
     is the midline: the median over the slices with foreground of the centre of what is above -300 HU; without a scan,
-    the middle of the image. A kidney is on the side where three quarters of its kidney tissue lie, else `midline`: a
+    the middle of the image. A kidney is on the side where three quarters of its kidney tissue are, else `midline`: a
     tumour that grows across does not move it.
 
     The longest axial diameter is measured in a slice of the array, as RECIST does on axial slices; in an oblique scan
@@ -334,7 +334,7 @@ def _find_midline(
 
 
 def _side(left_mm: Floats, midline: float) -> Side | None:
-    """Return on which side of the midline kidney tissue lies; None for none."""
+    """Return on which side of the midline kidney tissue is; None for none."""
     if not len(left_mm):
         return None
     share = float((left_mm > midline).mean())

@@ -24,8 +24,8 @@ def cover(shape: tuple[int, int], size: tuple[int, int], overlap: float) -> list
 
     Args:
         shape: Height and width of the slice.
-        size: Height and width of a window. A slice that is no larger gets one, in whose middle it lies, as in training.
-        overlap: Share of a window, in [0, 1), that at least lies in its neighbour where there are several.
+        size: Height and width of a window. A slice that is no larger gets one, in whose middle it is, as in training.
+        overlap: Share of a window, in [0, 1), that at least is in its neighbour where there are several.
 
     Returns:
         The windows, row by row.

@@ -19,7 +19,7 @@ _BLOCK = 16
 
 @dataclass(frozen=True)
 class Placement:
-    """How a prepared grid lies in the scan's grid; both have the same slices.
+    """How a prepared grid is in the scan's grid; both have the same slices.
 
     Attributes:
         scan_shape: Of the scan, (z, y, x).
@@ -45,7 +45,7 @@ class PreparedScan:
     Attributes:
         scan: In HU.
         target: What it is brought to.
-        placement: Where the prepared grid lies in it.
+        placement: Where the prepared grid is in it.
     """
 
     scan: Volume
@@ -90,7 +90,7 @@ def prepare_labels(labels: NDArray[np.uint8], placement: Placement) -> NDArray[n
 
     Args:
         labels: Slices on the scan's grid, (n, y, x).
-        placement: Where the prepared grid lies in it.
+        placement: Where the prepared grid is in it.
 
     Returns:
         (n, height, width).
@@ -104,7 +104,7 @@ def restore_probabilities(probabilities: NDArray[np.float32], placement: Placeme
 
     Args:
         probabilities: (classes, n, height, width) on the prepared grid.
-        placement: Where that grid lies in the scan.
+        placement: Where that grid is in the scan.
 
     Returns:
         (classes, n, box height, box width), within the box only.
@@ -117,7 +117,7 @@ def decide_labels(probabilities: NDArray[np.float32], placement: Placement) -> N
 
     Args:
         probabilities: (classes, n, box height, box width), as `restore_probabilities` returns them.
-        placement: Where the box lies in the scan.
+        placement: Where the box is in the scan.
 
     Returns:
         (n, y, x) on the scan's grid; where classes are equally probable the lower one.

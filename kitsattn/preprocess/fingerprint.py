@@ -75,9 +75,9 @@ class Intensities:
         std_hu: The standard deviation.
         min_hu: The lowest value.
         max_hu: The highest value.
-        median_hu: Half lie below.
-        percentile_00_5_hu: Half a percent lies below.
-        percentile_99_5_hu: Half a percent lies above.
+        median_hu: Half are below.
+        percentile_00_5_hu: Half a percent is below.
+        percentile_99_5_hu: Half a percent is above.
     """
 
     mean_hu: float

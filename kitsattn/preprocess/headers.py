@@ -34,7 +34,7 @@ def read_headers(
     Raises:
         KitsattnError: If no case has a label map.
     """
-    # Processes that run already, on a cluster above all, lie in folders of their own: they need absolute paths.
+    # Processes that run already, on a cluster above all, are in folders of their own: they need absolute paths.
     labelled = [
         CaseFiles(case.case_id, _absolute(case.image), _absolute(case.labels))
         for case in dataset.cases

@@ -236,7 +236,7 @@ def _plots(fingerprints: Sequence[Fingerprint], plan: Plan) -> tuple[Picture, ..
     pictures.append(
         Picture(
             plot_volumes(_volumes_ml(fingerprints)),
-            "Labelled volumes. Of more than six cases those are named that lie over 1.5 interquartile ranges beyond "
+            "Labelled volumes. Of more than six cases those are named that are over 1.5 interquartile ranges beyond "
             "the quartiles.",
             "One dot for each case and class at its volume in ml, with the median of each class. "
             "The numbers stand in the tables.",

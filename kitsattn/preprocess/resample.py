@@ -3,7 +3,7 @@
 Interpolation is linear in the samples and separable. With samples c along an axis of length n, the value at place t of
 m is sum_j W[t, j] c[j], so a slice becomes W_rows @ slice @ W_columns.T. Column j of W is what interpolation makes of
 the j-th unit vector; the library's own interpolation of an identity matrix is therefore the whole operator, with the
-spline's prefilter and the edges as `scipy.ndimage.zoom` treats them (`grid_mode`: place t lies at (t + 1/2) n/m - 1/2,
+spline's prefilter and the edges as `scipy.ndimage.zoom` treats them (`grid_mode`: place t is at (t + 1/2) n/m - 1/2,
 and beyond the edge the last sample goes on). Cubic is what nnU-Net uses for scans: `skimage.transform.resize` with
 order 3, mode "edge", without anti-aliasing, clipped to the input's range.
 
@@ -118,7 +118,7 @@ def resample_labels(labels: NDArray[np.uint8], shape: tuple[int, int]) -> NDArra
     rows, columns = (_reach(labelled.any(axis=axes), size) for axes, size in zip(((0, 2), (0, 1)), shape, strict=True))
     if rows is None or columns is None:
         return winner
-    # All that is not background lies in one box of the slices, and only the places around it see anything else.
+    # All that is not background is in one box of the slices, and only the places around it see anything else.
     inside = labels[:, rows.source, columns.source]
     won = winner[:, rows.target, columns.target]
     largest = np.zeros(won.shape, np.float32)

@@ -78,7 +78,7 @@ class CaseRecord:
         format: Tag of the format.
         case_id: The case.
         geometry: Of the scan.
-        placement: How the prepared grid lies in it.
+        placement: How the prepared grid is in it.
         target: Spacing and window it was prepared for.
         labels: Class name to label value.
         image_sha256: Checksum of the scan's file.
@@ -110,7 +110,7 @@ class StoredCase:
     """A prepared case on disk; files are opened when they are read, so it can be sent to other processes.
 
     Attributes:
-        folder: Where its files lie.
+        folder: Where its files are.
         record: What is known of it.
         mean_hu: What is subtracted when slices are read, from the plan.
         std_hu: What they are divided by then.
@@ -183,7 +183,7 @@ class PreparedDataset:
     """A prepared data set.
 
     Attributes:
-        folder: Where it lies.
+        folder: Where it is.
         name: What the data set is called.
         synthetic: Whether its scans were painted rather than measured.
         licence: Under which the data may be used.

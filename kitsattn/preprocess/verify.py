@@ -21,7 +21,7 @@ Severity = Literal["error", "warning", "note"]
 """An error keeps a case out; a warning should be looked at; a note is known to be so."""
 
 _SOFT_TISSUE_HU = (-200, 600)
-"""Where kidneys, tumours, cysts and their fat and stones lie in any contrast phase."""
+"""Where kidneys, tumours, cysts and their fat and stones are in any contrast phase."""
 _STRANGE_SHARE = 0.1
 _THICK_MM = 10.0
 
@@ -61,10 +61,10 @@ class CaseHeader:
 
 
 def read_header(case: CaseFiles) -> CaseHeader:
-    """Read the headers of a case's files, and check that they lie on one grid.
+    """Read the headers of a case's files, and check that they are on one grid.
 
     Raises:
-        KitsattnError: If a header cannot be read, or image and labels do not lie on the same grid.
+        KitsattnError: If a header cannot be read, or image and labels are not on the same grid.
     """
     assert case.labels is not None
     geometry, file_grid, image_bytes = read_grid(case.image)
@@ -112,7 +112,7 @@ def check_case(
     """
     texts = [f"{case.image}: {note}" for note in scan.notes] + [f"{case.labels}: {note}" for note in label_map.notes]
     if fingerprint.spacing_mm[0] > _THICK_MM:
-        texts.append(f"{case.image}: the slices lie {fingerprint.spacing_mm[0]:g} mm apart: is this a localiser?")
+        texts.append(f"{case.image}: the slices are {fingerprint.spacing_mm[0]:g} mm apart: is this a localiser?")
     foreground = fingerprint.foreground
     if foreground is None:
         texts.append(f"{case.labels}: nothing is labelled: is it the right file?")
@@ -128,7 +128,7 @@ def check_case(
         outside = _labelled_outside(label_map, fingerprint.body_box)
         if outside:
             texts.append(
-                f"{case.labels}: {outside} of {foreground.voxels} labelled voxels lie outside the body and are lost"
+                f"{case.labels}: {outside} of {foreground.voxels} labelled voxels are outside the body and are lost"
             )
     findings = [Finding(case.case_id, "warning", text) for text in texts]
     absent = [
@@ -182,7 +182,7 @@ def _size(header: CaseHeader) -> str:
 def _check_same_grid(case: CaseFiles, scan: Geometry, labels: Geometry) -> None:
     difference = scan.difference(labels)
     if difference is not None:
-        msg = f"{case.labels} does not lie on the grid of {case.image} ({difference}): export both from one scan"
+        msg = f"{case.labels} is not on the grid of {case.image} ({difference}): export both from one scan"
         raise KitsattnError(msg)
 
 

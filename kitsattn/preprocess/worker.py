@@ -133,7 +133,7 @@ def _same_content(one: CaseSource, other: CaseSource) -> bool:
 
 
 def _moved(review: CaseReview, source: CaseSource) -> CaseReview:
-    """Return a review whose findings name the files where they lie now."""
+    """Return a review whose findings name the files where they are now."""
     before = review.source
     findings = [
         replace(

@@ -1,6 +1,6 @@
 """Source (b): bodies made from label maps of many organs, with kidneys of KiTS's label maps in place of their own.
 
-A label map of organs leaves skin, fat and the wall of the abdomen open. They follow from how far a voxel lies from
+A label map of organs leaves skin, fat and the wall of the abdomen open. They follow from how far a voxel is from
 the convex hull of the organs in its slice, which is stored beside the tissues.
 """
 
@@ -95,7 +95,7 @@ def prepare_body(labels: Volume, names: Mapping[int, str], target: Path) -> None
 
 
 def kidney_depth(kidney: NDArray[np.bool_], spacing_mm: Triple) -> NDArray[np.uint8]:
-    """Return how deep each voxel lies in the kidney, in units of 0.25 mm."""
+    """Return how deep each voxel is in the kidney, in units of 0.25 mm."""
     depth = np.zeros(kidney.shape, np.uint8)
     for box in ndimage.find_objects(kidney.astype(np.uint8)):
         grown = tuple(slice(max(0, side.start - 1), side.stop + 1) for side in box)
@@ -148,7 +148,7 @@ def draw_body(
     centre = int(rng.choice(body.kidney_planes)) if on_kidney else int(rng.integers(depth))
     step = SLICE_MM * np.exp(rng.normal(0.0, 0.15)) / body.spacing_mm[0]
     positions = centre + step * (np.arange(SLICES) - SLICES // 2)
-    # A thick slice averages over what lies within it: a second plane, some mm away, has a third of the weight.
+    # A thick slice averages over what is within it: a second plane, some mm away, has a third of the weight.
     thick = rng.random() < 0.4
     apart = rng.uniform(1.0, 5.0) * (1 if rng.random() < 0.5 else -1) / body.spacing_mm[0]
     wanted = np.concatenate([positions, positions + apart]) if thick else positions

@@ -116,7 +116,7 @@ def paint_distractors(
 ) -> None:
     """Paint one to three masses that are not of the kidney: of adrenal gland, liver, spleen, nodes, bowel, ovary.
 
-    Half of them lie within 6 cm of a kidney and may touch it, none covers it. Their label is background. A third are
+    Half of them are within 6 cm of a kidney and may touch it, none covers it. Their label is background. A third are
     loops of bowel without gas, which without contrast medium look like kidney.
 
     Args:
@@ -157,7 +157,7 @@ def paint_distractors(
 
 
 def _loops(rng: Generator, textures: Textures, slices: int) -> NDArray[np.float32]:
-    """Return the share of each voxel that loops of bowel fill, (slices, height, width): what lies between is fat."""
+    """Return the share of each voxel that loops of bowel fill, (slices, height, width): what is between is fat."""
     winding = np.abs(textures.field(rng, float(rng.choice((4.0, 8.0))), slices))
     gap = np.float32(rng.uniform(0.0, 0.35))
     share: NDArray[np.float32] = np.clip((winding - gap) * np.float32(rng.uniform(3.0, 8.0)) + np.float32(0.5), 0, 1)

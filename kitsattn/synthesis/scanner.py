@@ -152,7 +152,7 @@ def _add_noise(rng: Generator, hu: Slab, textures: Textures, *, real: bool) -> S
 
 
 def _draw_outside(rng: Generator, shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Draw what lies beyond a field of view that ends within the body: at a circle, or at straight borders."""
+    """Draw what is beyond a field of view that ends within the body: at a circle, or at straight borders."""
     height, width = shape
     y, x = np.arange(height, dtype=np.float32)[:, None], np.arange(width, dtype=np.float32)
     if rng.random() < 0.5:

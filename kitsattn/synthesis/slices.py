@@ -105,7 +105,7 @@ def _without_contrast(rng: Generator, hu: NDArray[np.float32], labels: NDArray[n
     """Return a slice (y, x) as it might look without contrast medium.
 
     What is brighter than unenhanced organs is pressed together just above them, bone apart; kidneys and their tumours
-    come to lie some HU below liver and spleen.
+    come to be some HU below liver and spleen.
     """
     base, slope = rng.normal(50.0, 3.0), rng.uniform(0.03, 0.15)
     dense = ndimage.binary_closing((hu > _BONE_HU) & (labels == 0), iterations=2)

@@ -236,7 +236,7 @@ def draw_palette(rng: Generator) -> Palette:
     """Draw the values of one patient: a contrast phase, or for 15 % free contrast.
 
     Free contrast is of no phase: every tissue takes up its own share of contrast medium, from none to half as much
-    again as in any phase. Values without any order teach little: kidneys that look like whatever lies beside them
+    again as in any phase. Values without any order teach little: kidneys that look like whatever is beside them
     cost more training than they are worth.
     """
     count = len(Tissue)

@@ -25,7 +25,7 @@ _RISE = 3
 _LEAST_CUT = 0.002
 """Share of the body's voxels that only clipping puts at one value."""
 _OUTLIERS = 0.0001
-"""Share of the body's voxels that may lie beyond a clipped end for other reasons."""
+"""Share of the body's voxels that may be beyond a clipped end for other reasons."""
 _NEAR_HU = 50
 _SPIKE = 10
 """A value that was filled in has at least as many times the voxels of any other within 50 HU."""

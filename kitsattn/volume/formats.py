@@ -98,7 +98,7 @@ def read_labels(path: Path, *, contiguous: bool = True) -> Volume:
 
     Args:
         path: The file.
-        contiguous: Whether voxels lie in memory in the order of the array. Whoever wants a part of it only saves a
+        contiguous: Whether voxels are in memory in the order of the array. Whoever wants a part of it only saves a
             copy of the whole: 0.1 s for a KiTS19 label map of 270 x 512 x 512.
 
     Returns:
@@ -116,10 +116,10 @@ def read_labels(path: Path, *, contiguous: bool = True) -> Volume:
 
 
 def read_grid(path: Path) -> tuple[Geometry, FileGrid, int]:
-    """Read where the voxels of a scan or label map lie, from its header alone.
+    """Read where the voxels of a scan or label map are, from its header alone.
 
     Returns:
-        The geometry in (z, y, x), how the array lies in the file, and the bytes of a stored voxel at most.
+        The geometry in (z, y, x), how the array is in the file, and the bytes of a stored voxel at most.
 
     Raises:
         KitsattnError: If the file is missing, DICOM, or has no header of three axes with an orthogonal grid.
@@ -214,7 +214,7 @@ def _starts_as_dicom(path: Path) -> bool:
 
 
 def _read_itk(path: Path) -> tuple[NDArray[Any], FileGrid, Geometry]:
-    """Return stored voxels with axes in SimpleITK's order of indices, how they lie in the file and in the patient."""
+    """Return stored voxels with axes in SimpleITK's order of indices, how they are in the file and in the patient."""
     import SimpleITK  # noqa: PLC0415 - NIfTI users need not wait for it
 
     check_header(path)
@@ -244,7 +244,7 @@ def _itk_errors(path: Path) -> Iterator[None]:
 
 
 def _itk_grid(image: Any, path: Path) -> tuple[FileGrid, Geometry]:  # noqa: ANN401 - an image, or a reader of one
-    """Check what SimpleITK says of a file and return how its array lies in file and patient."""
+    """Check what SimpleITK says of a file and return how its array is in file and patient."""
     import SimpleITK  # noqa: PLC0415 - NIfTI users need not wait for it
 
     if image.GetDimension() != SPATIAL_AXES or min(image.GetSize()) < 1:

@@ -1,4 +1,4 @@
-"""Where voxels lie in the patient: one immutable description, axes (z, y, x)."""
+"""Where voxels are in the patient: one immutable description, axes (z, y, x)."""
 
 import math
 from dataclasses import dataclass

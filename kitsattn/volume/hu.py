@@ -13,7 +13,7 @@ OFFSET = 1024
 """What unsigned CT files add to HU: minus the rescale intercept of most scanners."""
 
 TISSUE_FROM = -250
-"""HU from which on voxels are of the body: air and lung lie below."""
+"""HU from which on voxels are of the body: air and lung are below."""
 
 ASSUMED_NOTE = "The values were taken as HU without a check (--assume-hu)."
 
@@ -55,26 +55,26 @@ def check_hu(volume: Volume, *, assume: bool = False) -> Volume:
     field around it: over the voxels from -250 HU on, which leaves out air and lung. Where there is no air, 0 may stand
     for it, and is left out too. A scan is in HU if
 
-    - its body is at least 0.1 % of the voxels, and at least half of it lies where fat and soft tissue do, -250 to 300;
-    - where a hundredth of the voxels lie below it, the body's values are most frequent above -150: with the offset
+    - its body is at least 0.1 % of the voxels, and at least half of it is where fat and soft tissue do, -250 to 300;
+    - where a hundredth of the voxels are below it, the body's values are most frequent above -150: with the offset
       subtracted twice only bone is left, and its values are most frequent at the lower end;
-    - not a hundredth of the voxels are noise around -2024, where air lies with the offset subtracted twice: padding is
+    - not a hundredth of the voxels are noise around -2024, where air is with the offset subtracted twice: padding is
       one value;
-    - at least 0.3 % of the body lies where fat does, -250 to -50, which grey values, MR and offset CT do not reach; or,
+    - at least 0.3 % of the body is where fat does, -250 to -50, which grey values, MR and offset CT do not reach; or,
       in phantoms and bodies without fat, at least 1 % of the voxels are air, -1100 to -900; and
     - without air, it is not an offset scan whose noisy air reaches the values of fat: such a scan has at least 0.5 % of
-      its voxels, and 60 % of those above 300, where offset soft tissue lies, 824 to 1324, and no peak at fat.
+      its voxels, and 60 % of those above 300, where offset soft tissue is, 824 to 1324, and no peak at fat.
 
-    Air of one single value may be padding around MR or grey values. It counts where nine tenths of the body lie between
+    Air of one single value may be padding around MR or grey values. It counts where nine tenths of the body are between
     -250 and 300, unless the body has more than 64 values, which run from 0 to above 200: MR and grey values begin at 0.
 
     An offset of 1024 is certain if all of the following hold; 1024 is then subtracted, and values that were negative
     become -1024:
 
     - the values are whole numbers, and they are not in HU by the rules above,
-    - at least 0.5 % of the voxels, 40 % of those above air, and 60 % of those above 300, lie where offset soft tissue
+    - at least 0.5 % of the voxels, 40 % of those above air, and 60 % of those above 300, are where offset soft tissue
       does, 824 to 1324 (MR spreads wider), and
-    - at least 2 % lie where offset air does, 1 to 60, with their peak at 16 to 32 (an offset of 1000 has it at 0).
+    - at least 2 % are where offset air does, 1 to 60, with their peak at 16 to 32 (an offset of 1000 has it at 0).
 
     Args:
         volume: A scan as it was read.
@@ -97,9 +97,9 @@ def check_hu(volume: Volume, *, assume: bool = False) -> Volume:
         note = f"The values had an offset of {OFFSET}; it was subtracted to get HU."
         return replace(volume, array=np.maximum(array, 0) - OFFSET, notes=(*volume.notes, note))
     if twice:
-        reason = f"air seems to lie around {-1000 - OFFSET}, as if an offset of {OFFSET} had been subtracted twice"
+        reason = f"air seems to be around {-1000 - OFFSET}, as if an offset of {OFFSET} had been subtracted twice"
     elif _share(measured[measured > _SHIFTED_AIR[1]], _SHIFTED_BODY) >= _LEAST_SHIFTED_SUSPICION:
-        reason = f"soft tissue seems to lie around {OFFSET}, but this is not certain"
+        reason = f"soft tissue seems to be around {OFFSET}, but this is not certain"
     elif measured.size and measured.min() >= 0 and measured.max() <= _GREY_MAX:
         reason = f"the values run from {measured.min():g} to {measured.max():g}, as grey values do"
     else:
@@ -128,7 +128,7 @@ def _sample(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def _is_offset_twice(array: NDArray[Any]) -> bool:
-    """Tell whether air lies where it does with an offset of 1024 subtracted twice; padding has one value, air noise."""
+    """Tell whether the offset of 1024 was subtracted twice: air is around -2024 then; padding has one value, air noise."""
     sample = _sample(array)
     air = sample[(sample >= _AIR_TWICE[0]) & (sample <= _AIR_TWICE[1])]
     if air.size < _LEAST_AIR * sample.size:
@@ -160,7 +160,7 @@ def _is_body_in_padding(tissue: NDArray[Any]) -> bool:
 
 
 def _may_be_offset(measured: NDArray[Any]) -> bool:
-    """Tell whether values without air at -1000 may be HU + 1024, though noise reaches where fat lies in HU."""
+    """Tell whether values without air at -1000 may be HU + 1024, though noise reaches where fat is in HU."""
     if _share(measured, _FAT_PEAK) > _share(measured, _BELOW_WATER):
         return False
     return _is_narrow_around_offset(measured)
@@ -192,7 +192,7 @@ def _is_surely_offset(measured: NDArray[Any]) -> bool:
 
 
 def _share(values: NDArray[Any], band: tuple[int, int]) -> float:
-    """Return which part of `values` lies in a band; 0 of no values."""
+    """Return which part of `values` is in a band; 0 of no values."""
     if not values.size:
         return 0.0
     return float(np.count_nonzero((values >= band[0]) & (values <= band[1])) / values.size)

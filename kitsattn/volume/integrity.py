@@ -34,7 +34,7 @@ _ANY_DEFLATE = 47
 
 @dataclass(frozen=True)
 class _Stored:
-    """Where the voxels of a file lie.
+    """Where the voxels of a file are.
 
     Attributes:
         file: The file that holds them.
@@ -74,7 +74,7 @@ def check_header(path: Path) -> None:
 def check_voxels(path: Path, needed: int) -> None:
     """Refuse a file that holds fewer voxels than its header announces, or damaged ones, or more than memory holds.
 
-    Voxels that are text, or lie in several files, or in formats other than NRRD and MetaImage, are only compared with
+    Voxels that are text, or are in several files, or in formats other than NRRD and MetaImage, are only compared with
     the memory that is free.
 
     Args:
@@ -173,7 +173,7 @@ def _read_start(path: Path) -> bytes:
 
 
 def _find_voxels(path: Path) -> _Stored | None:
-    """Return where the voxels lie; None where that cannot be said simply."""
+    """Return where the voxels are; None where that cannot be said simply."""
     start = _read_start(path)
     return _find_nrrd(path, start) if start.startswith(_NRRD_MAGIC) else _find_meta(path, start)
 
@@ -209,7 +209,7 @@ def _fields(header: bytes, separator: bytes) -> dict[bytes, bytes]:
 
 
 def _stored(path: Path, named: bytes, end: int, *, packed: bool) -> _Stored | None:
-    """Return where voxels lie that a header puts behind itself (`LOCAL`) or into a file."""
+    """Return where voxels are that a header puts behind itself (`LOCAL`) or into a file."""
     if named.upper() == b"LOCAL":
         file, begin = path, end
     else:

@@ -74,7 +74,7 @@ def read_labels(path: Path, *, contiguous: bool = True) -> Volume:
 
     Args:
         path: A .nii or .nii.gz file; compression is recognised by content.
-        contiguous: Whether voxels lie in memory in the order of the array; else they may lie as in the file.
+        contiguous: Whether voxels are in memory in the order of the array; else they may be as in the file.
 
     Returns:
         The label map in (z, y, x), uint8.
@@ -87,13 +87,13 @@ def read_labels(path: Path, *, contiguous: bool = True) -> Volume:
 
 
 def read_grid(path: Path) -> tuple[Geometry, FileGrid, int]:
-    """Read where the voxels lie, from the header alone.
+    """Read where the voxels are, from the header alone.
 
     Args:
         path: A .nii or .nii.gz file; compression is recognised by content.
 
     Returns:
-        The geometry in (z, y, x), how the array lies in the file, and the bytes of a stored voxel.
+        The geometry in (z, y, x), how the array is in the file, and the bytes of a stored voxel.
 
     Raises:
         KitsattnError: If the file is missing, or its header is damaged or not one of three axes with an orthogonal
@@ -307,7 +307,7 @@ def _read_header(stream: IO[bytes], path: Path) -> nib.Nifti1Header:
 
 
 def _read_grid(header: nib.Nifti1Header, path: Path) -> tuple[FileGrid, Geometry, tuple[str, ...]]:
-    """Check the header and return how the array lies in file and patient, with notes on what was odd."""
+    """Check the header and return how the array is in file and patient, with notes on what was odd."""
     notes = []
     shape = tuple(int(size) for size in header.get_data_shape())
     spatial, further = shape[:SPATIAL_AXES], shape[SPATIAL_AXES:]
@@ -433,7 +433,7 @@ def _write(stream: IO[bytes], image: nib.Nifti1Image) -> None:
 
 
 def _in_file_order(planes: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Return planes with their first axis fastest; a copy unless they lie that way already."""
+    """Return planes with their first axis fastest; a copy unless they are that way already."""
     if planes.ndim > SPATIAL_AXES or abs(planes.strides[0]) == planes.itemsize:
         return np.asfortranarray(planes, dtype)
     copy = np.empty(planes.shape, dtype, order="F")

@@ -20,11 +20,11 @@ SPATIAL_AXES = 3
 SHEAR_TOLERANCE = 0.01
 """Largest cosine between two axes of a grid that still counts as orthogonal: 0.57 degrees.
 
-Rounded headers stay far below it, a gantry tilt that was not corrected lies above it.
+Rounded headers stay far below it, a gantry tilt that was not corrected is above it.
 """
 
 _AS_NEAR = 0.01
-"""Sums of three cosines that differ by less are rounding: a scan that is turned by 45 degrees lies between two axes."""
+"""Sums of three cosines that differ by less are rounding: a scan that is turned by 45 degrees is between two axes."""
 
 _LONGEST_MM = 3000.0
 """Longer axes are a damaged header, or a slip of units: no scanner's are, and resampled they would fill the memory."""
@@ -39,7 +39,7 @@ _AXIS_CODES = {"S": (0, False), "I": (0, True), "P": (1, False), "A": (1, True),
 def canonical_grid(
     shape: tuple[int, ...], affine: NDArray[np.float64], path: Path, header: object
 ) -> tuple[FileGrid, Geometry]:
-    """Find the axes of (z, y, x) that lie closest to a file's axes, which may be oblique.
+    """Find the axes of (z, y, x) that are closest to a file's axes, which may be oblique.
 
     Args:
         shape: Number of voxels along the file's three axes.
@@ -48,7 +48,7 @@ def canonical_grid(
         header: Kept in the FileGrid.
 
     Returns:
-        How the file's array turns into (z, y, x), and where that array lies.
+        How the file's array turns into (z, y, x), and where that array is.
 
     Raises:
         KitsattnError: If the spacing is zero or not finite, an axis is longer than 3 m, the origin farther than 1 km,

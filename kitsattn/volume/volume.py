@@ -36,7 +36,7 @@ class FileGrid:
         return np.flip(turned, tuple(axis for axis in range(3) if self.flipped[axis]))
 
     def copy_canonical(self, array: NDArray[Any]) -> NDArray[Any]:
-        """Turn an array in file order into (z, y, x), contiguous; a copy unless it lies that way already."""
+        """Turn an array in file order into (z, y, x), contiguous; a copy unless it is that way already."""
         turned = self.to_canonical(array)
         if abs(turned.strides[2]) == turned.itemsize:
             return np.ascontiguousarray(turned)
@@ -57,7 +57,7 @@ class Volume:
     Attributes:
         array: (z, y, x); x grows to the patient's Left, y to Posterior, z to Superior. A scan is int16 or float32
             in HU, a label map uint8.
-        geometry: Where the voxels lie.
+        geometry: Where the voxels are.
         source: How the array lay in its file; None for a volume made in memory.
         notes: What a reader should know of how it was read, one sentence each; empty if nothing was odd.
     """

@@ -22,7 +22,7 @@ def scan_values(stored: NDArray[Any], slope: float, intercept: float, path: Path
     """Return stored values as HU: int16 where that loses nothing, else float32.
 
     Args:
-        stored: Numbers as they lie in the file, any integer or floating dtype, any shape.
+        stored: Numbers as they are in the file, any integer or floating dtype, any shape.
         slope: What stored values are multiplied with.
         intercept: What is added then.
         path: The file that is named in errors.
@@ -52,7 +52,7 @@ def label_values(stored: NDArray[Any], slope: float, intercept: float, path: Pat
     floats into a file of integers, it may be half a step of the slope further away, `MOST_WITHIN` at most.
 
     Args:
-        stored: Numbers as they lie in the file, any integer or floating dtype, any shape.
+        stored: Numbers as they are in the file, any integer or floating dtype, any shape.
         slope: What stored values are multiplied with.
         intercept: What is added then.
         path: The file that is named in errors.
@@ -88,7 +88,7 @@ def label_values(stored: NDArray[Any], slope: float, intercept: float, path: Pat
 def foreground_box(labels: NDArray[np.integer[Any]]) -> tuple[slice, slice, slice]:
     """Return the smallest box that holds all voxels that are not 0; one without voxels where all are.
 
-    It looks at voxels in the order in which they lie in memory: 4 ms for 270 x 512 x 512, in whatever order.
+    It looks at voxels in the order in which they are in memory: 4 ms for 270 x 512 x 512, in whatever order.
 
     Args:
         labels: Values from 0 on, (z, y, x), contiguous, or a view with axes in another order or direction.

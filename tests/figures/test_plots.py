@@ -74,7 +74,7 @@ def test_intensities_weigh_every_case_alike() -> None:
     svg = plot_intensities({"a": (0, [1]), "b": uniform(100, 1099)}, clip_hu=WINDOW, mean_hu=12.34, std_hu=5.0)
 
     # Half of all weight lies at 0; 99.5 % lie at or below the last but ten of the others.
-    assert "0.5 % and 99.5 % lie below 0 and 1089 HU" in texts(svg)
+    assert "0.5 % and 99.5 % are below 0 and 1089 HU" in texts(svg)
     assert "mean 12.3 HU, deviation 5.0 HU" in texts(svg)
     assert "clipped to -300 to 300 HU" in texts(svg)
     assert "value of labelled voxels (HU)" in texts(svg)

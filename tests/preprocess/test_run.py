@@ -422,7 +422,7 @@ def test_findings_of_kept_cases_name_the_files_where_they_lie_now(tmp_path: Path
 
     result = preprocess(moved, tmp_path / "out")
 
-    (finding,) = (finding for finding in result.findings if "lie outside the body" in finding.text)
+    (finding,) = (finding for finding in result.findings if "are outside the body" in finding.text)
     assert result.kept == 2
     assert finding.text.startswith(str(moved / "case_00001" / "segmentation.nii.gz"))
 

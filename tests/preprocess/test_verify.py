@@ -67,9 +67,7 @@ def test_label_map_of_another_grid_is_refused(case: CaseFiles, read: Callable[[C
     read(case)
 
     write_nifti(path, replace(labels, geometry=replace(labels.geometry, origin_mm=(0.0, 2.0, 0.0))))
-    with pytest.raises(
-        KitsattnError, match=r"segmentation.* does not lie on the grid of .*imaging.* up to 0.5 voxels apart"
-    ):
+    with pytest.raises(KitsattnError, match=r"segmentation.* is not on the grid of .*imaging.* up to 0.5 voxels apart"):
         read(case)
 
     nib.save(nib.Nifti1Image.from_filename(path).slicer[:, :, 1:], path)
@@ -106,7 +104,7 @@ def test_labels_outside_the_body_are_found(case: CaseFiles) -> None:
     (finding,) = check(case)
 
     assert "12 of " in finding.text
-    assert "lie outside the body and are lost" in finding.text
+    assert "are outside the body and are lost" in finding.text
 
 
 def test_label_map_of_another_scan_is_suspected(case: CaseFiles) -> None:
@@ -150,7 +148,7 @@ def test_slices_far_apart_are_suspected(case: CaseFiles) -> None:
         write_nifti(path, replace(volume, geometry=replace(volume.geometry, spacing_mm=(12.0, 4.0, 4.0))))
 
     assert [finding.text for finding in check(case)] == [
-        f"{case.image}: the slices lie 12 mm apart: is this a localiser?"
+        f"{case.image}: the slices are 12 mm apart: is this a localiser?"
     ]
 
 

@@ -528,7 +528,7 @@ def test_slice_off_its_place_is_accepted_up_to_a_tenth(tmp_path: Path, shift_mm:
     save(tmp_path / "IM0003", make_slice(1, ImagePositionPatient=[1.5, -2.5, 8.5 + shift_mm]))
 
     if what == "refused":
-        with pytest.raises(KitsattnError, match=r"no regular stack, .* IM0003 lies 0.6 mm off its place"):
+        with pytest.raises(KitsattnError, match=r"no regular stack, .* IM0003 is 0.6 mm off its place"):
             read_dicom(tmp_path)
         return
     notes = read_dicom(tmp_path).notes
@@ -540,7 +540,7 @@ def test_slice_that_is_shifted_sideways_is_refused(tmp_path: Path) -> None:
     make_series(tmp_path)
     save(tmp_path / "IM0003", make_slice(1, ImagePositionPatient=[2.5, -2.5, 8.5]))
 
-    with pytest.raises(KitsattnError, match="IM0003 lies 1 mm off its place"):
+    with pytest.raises(KitsattnError, match="IM0003 is 1 mm off its place"):
         read_dicom(tmp_path)
 
 
@@ -570,8 +570,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"ImageOrientationPatient": [1, 0, 0, 0, 0, -1]}, "different orientations in one series"),
     ({"PixelSpacing": [0.8, 0.9]}, "different pixel spacings in one series"),
     ({"Rows": 6, "Columns": 5}, "different sizes in one series"),
-    ({"ImagePositionPatient": None}, "does not state where its slices lie"),
-    ({"Rows": 0}, "does not state where its slices lie"),
+    ({"ImagePositionPatient": None}, "does not state where its slices are"),
+    ({"Rows": 0}, "does not state where its slices are"),
     ({"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, "different orientations"),
     ({"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}, "is a colour picture"),
     ({"BitsAllocated": 64}, "8, 16 or 32 bits"),

@@ -104,7 +104,7 @@ def test_empty_number_is_absent(write_slice: WriteSlice, tmp_path: Path, value: 
     """A slope without a value is 1, as if its element were not there; a position without one is missing."""
     scan = read_dicom(write_series(write_slice, tmp_path / "slope", SLOPE, value))
     assert np.array_equal(scan.array, HU)
-    with pytest.raises(KitsattnError, match="does not state where its slices lie"):
+    with pytest.raises(KitsattnError, match="does not state where its slices are"):
         read_dicom(write_series(write_slice, tmp_path / "position", POSITION, value))
 
 

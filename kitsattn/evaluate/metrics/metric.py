@@ -48,7 +48,7 @@ class Metric(Value):
         unit: Of its values; empty if they have none.
         digits: How many decimal places tables show.
         better: Which values are better: high ones, low ones, or those near zero.
-        share: Whether values lie in [0, 1] and 1 is the best, so that plots end there and tables draw bars.
+        share: Whether values are in [0, 1] and 1 is the best, so that plots end there and tables draw bars.
         distances: Which distances of surfaces it needs: none, those up to the region's tolerance, or all.
         order: Its place among the metrics, in tables and files.
         help: What it measures, for `kitsattn evaluate COMMAND --help`; the first line is a summary.

@@ -1,7 +1,7 @@
 """The ASPP as operators of PyTorch whose work the Triton kernels do.
 
 There are three in training: the branches with the statistics of their outputs, the projection with those of its own,
-and the last normalisation. What lies between, from statistics to the scale and shift of a channel, is a few vectors: it
+and the last normalisation. What is between, from statistics to the scale and shift of a channel, is a few vectors: it
 is left to PyTorch and its gradients, so that synchronised normalisation is a sum over processes of these vectors.
 Outside training the normalisations are folded into the two products. The operators are opaque to `torch.compile` and
 `torch.export`. Triton is imported when one is first launched. The gradients have none of their own.

@@ -418,7 +418,7 @@ def branches_backward(
     rows = _band(tile, channels_in)
     programs = len(seen) * (channels_in // rows) * (channels // fit.columns)
     splits = _splits(programs, batch * height * width, fit, x.device)
-    # A tap that lies outside for all pixels has no program.
+    # A tap that is outside for all pixels has no program.
     make = x.new_empty if len(seen) == taps else x.new_zeros
     dw = make((splits, taps, channels_in, channels), dtype=torch.float32)
     weight_kernel[(programs, splits)](

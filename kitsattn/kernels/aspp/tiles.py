@@ -1,8 +1,8 @@
-"""How the atrous branches are cut into tiles, and which taps of each tile lie inside the map; needs no Triton.
+"""How the atrous branches are cut into tiles, and which taps of each tile are inside the map; needs no Triton.
 
 An atrous 3 x 3 convolution of rate r reads its outer taps r voxels away. At output stride 16 a map is 32 wide and r is
-up to 18: most outer taps of most pixels lie in the padding, and their products are zeros. A tile of pixels skips every
-tap that lies outside for all of them. Tiles span the images of the batch, so that each covers a small part of the map:
+up to 18: most outer taps of most pixels are in the padding, and their products are zeros. A tile of pixels skips every
+tap that is outside for all of them. Tiles span the images of the batch, so that each covers a small part of the map:
 16 images x 2 x 4 pixels execute 61 % of the dense products at 32 x 32 with rates 6, 12 and 18, where 128 pixels in rows
 execute 79 % and no tile could do with less than 59 %. In channels-last order the shape of a tile costs nothing.
 

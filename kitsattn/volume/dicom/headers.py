@@ -124,7 +124,7 @@ _LONGEST_VALUE = 1 << 26
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """Where a slice lies, how its stored values turn into HU, and what scan it belongs to; None is not stated.
+    """Where a slice is, how its stored values turn into HU, and what scan it belongs to; None is not stated.
 
     Attributes:
         position: Of the first voxel, in mm, towards Left, Posterior, Superior.
@@ -455,7 +455,7 @@ def _read_frames(header: _Elements) -> tuple[Frame, ...]:
         return tuple(_read_frame([header, *shared, group], grouped=True) for group in groups)
     count = header.numbers(_FRAMES, 1)
     if count is not None and count[0] != 1:
-        return ()  # several frames that do not state where they lie
+        return ()  # several frames that do not state where they are
     return (_read_frame([header], grouped=False),)
 
 

@@ -1,6 +1,6 @@
 """Label maps of DICOM series as DICOM Segmentation objects, which viewers lay over the series.
 
-highdicom (extra `dicom`) builds the object. It is binary, lies on the slices of the series as they are, not on a grid
+highdicom (extra `dicom`) builds the object. It is binary, is on the slices of the series as they are, not on a grid
 of its own, and refers to each of them. As the standard demands, it belongs to the same patient and study: it holds
 their names, IDs and dates as the series states them, and the scanner. So it is as confidential as the series is.
 
@@ -123,7 +123,7 @@ def write_segmentation(
 
     Raises:
         KitsattnError: If highdicom is not installed, the scan is no DICOM series or does not state what a segmentation
-            must refer to, the labels lie on another grid or hold unknown values, or the file exists and may not be
+            must refer to, the labels are on another grid or hold unknown values, or the file exists and may not be
             replaced, or cannot be written.
     """
     _require_highdicom()
@@ -249,7 +249,7 @@ def _stored_order(labels: Volume, found: _Source, classes: Mapping[str, int], so
     grid, geometry = canonical_grid(found.stack.shape[::-1], RAS_FROM_LPS @ found.stack.affine, source, None)
     difference = labels.geometry.difference(geometry)
     if difference is not None:
-        msg = f"the label map does not lie on the series of {source} ({difference}): name the scan it was made from"
+        msg = f"the label map is not on the series of {source} ({difference}): name the scan it was made from"
         raise KitsattnError(msg)
     number = np.zeros(_LABEL_VALUES, np.uint8)
     for place, value in enumerate(_segments(classes).values(), 1):

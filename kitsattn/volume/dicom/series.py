@@ -124,7 +124,7 @@ def find_stack(files: Iterable[Member], series: str | None, decoder: Decoder, pa
     Args:
         files: Of a folder or archive, open.
         series: Which series, as in `read_dicom`.
-        decoder: Decodes compressed slices where two lie at one place.
+        decoder: Decodes compressed slices where two are at one place.
         path: The folder or archive; named in errors.
 
     Returns:
@@ -228,7 +228,7 @@ class _Rank:
         ct_class: Whether these are CT images by their class, and not secondary captures that state a place.
         axial: Whether they are axial, and not a reformat of another plane.
         original: Whether they are original images by their image type, not projections or renderings.
-        places: How many places its slices of CT values lie at.
+        places: How many places its slices of CT values are at.
     """
 
     is_scan: bool
@@ -345,7 +345,7 @@ def _placed_slices(images: Sequence[Image], notes: list[str], path: Path) -> lis
             slices += [Slice(image, index) for index in range(len(image.frames))]
         elif not capture:
             msg = (
-                f"{where} does not state where its slices lie, or of what size they are: "
+                f"{where} does not state where its slices are, or of what size they are: "
                 "its header is damaged or not complete, so copy or export the series again"
             )
             raise KitsattnError(msg)

@@ -1,7 +1,7 @@
 """The slices of a DICOM series in their order in the patient, and what stops them from being one volume.
 
-Slices are sorted by their place along the normal of their plane, never by number. They must lie on a regular grid: a
-slice may lie up to a tenth of the slice distance off its place along the stack and up to a quarter of a pixel off
+Slices are sorted by their place along the normal of their plane, never by number. They must be on a regular grid: a
+slice may be up to a tenth of the slice distance off its place along the stack and up to a quarter of a pixel off
 across it, since scanners and archives round positions; more than a hundredth is reported. A gap of one and a half
 slice distances or more means missing slices, which nobody may guess. A tilted gantry is refused, not straightened:
 the label map belongs onto the scan's own slices, and those of a tilted scan form no orthogonal grid. It is in use for
@@ -21,13 +21,13 @@ from kitsattn.volume.orientation import SHEAR_TOLERANCE
 from kitsattn.words import plural
 
 SAME_PLACE_MM = 0.01
-"""How close two slices lie that are at the same place."""
+"""How close two slices are that are at the same place."""
 
 IRREGULAR_TOLERANCE = 0.1
-"""How far a slice may lie off its regular place along the stack, as a part of the slice distance."""
+"""How far a slice may be off its regular place along the stack, as a part of the slice distance."""
 
 ACROSS_TOLERANCE = 0.25
-"""How far it may lie off across the stack, as a part of the smaller pixel spacing."""
+"""How far it may be off across the stack, as a part of the smaller pixel spacing."""
 
 _REPORTED = 0.01
 _MISSING = 1.5
@@ -40,7 +40,7 @@ class Slice:
     """One slice of a series.
 
     Attributes:
-        image: The file that it lies in.
+        image: The file that it is in.
         index: Which frame of the file it is.
     """
 
@@ -49,7 +49,7 @@ class Slice:
 
     @property
     def frame(self) -> Frame:
-        """Where it lies."""
+        """Where it is."""
         return self.image.frames[self.index]
 
 
@@ -85,7 +85,7 @@ def stack_slices(slices: Sequence[Slice], same_voxels: Callable[[Slice, Slice], 
 
     Raises:
         KitsattnError: If they are of different sizes or planes, if some are missing or differ at one place, if they
-            are tilted or lie irregularly, or if there is one only.
+            are tilted or irregular, or if there is one only.
     """
     notes: list[str] = []
     _refuse_different(slices, path)
@@ -116,7 +116,7 @@ def stack_slices(slices: Sequence[Slice], same_voxels: Callable[[Slice, Slice], 
 
 
 def position_of(item: Slice) -> NDArray[np.float64]:
-    """Return where the first voxel of a slice of a stack lies, in mm towards Left, Posterior, Superior."""
+    """Return where the first voxel of a slice of a stack is, in mm towards Left, Posterior, Superior."""
     position = item.frame.position
     assert position is not None
     return position
@@ -217,7 +217,7 @@ def _refuse_gaps(places: NDArray[np.float64], slices: Sequence[Slice], path: Pat
 def _regular_step(
     positions: NDArray[np.float64], normal: NDArray[np.float64], slices: Sequence[Slice], notes: list[str], path: Path
 ) -> NDArray[np.float64]:
-    """Return the step from slice to slice; slices that lie far off a regular stack are refused, a little off noted."""
+    """Return the step from slice to slice; slices that are far off a regular stack are refused, a little off noted."""
     step: NDArray[np.float64] = (positions[-1] - positions[0]) / (len(positions) - 1)
     off = positions - (positions[0] + np.arange(len(positions))[:, None] * step)
     distance = float(step @ normal)
@@ -225,13 +225,13 @@ def _regular_step(
     across = np.linalg.norm(off - along[:, None] * normal, axis=1)
     along_part, across_part = np.abs(along) / distance, across / float(_spacing(slices[0]).min())
     worst = int(np.argmax(np.maximum(along_part / IRREGULAR_TOLERANCE, across_part / ACROSS_TOLERANCE)))
-    name, lies = slices[worst].image.member.name, float(np.linalg.norm(off[worst]))
+    name, off_mm = slices[worst].image.member.name, float(np.linalg.norm(off[worst]))
     if along_part[worst] > IRREGULAR_TOLERANCE or across_part[worst] > ACROSS_TOLERANCE:
         msg = (
-            f"{path} has slices that form no regular stack, {distance:.3g} mm apart on average: {name} lies "
-            f"{lies:.3g} mm off its place; reconstruct the series with one slice distance and one field of view"
+            f"{path} has slices that form no regular stack, {distance:.3g} mm apart on average: {name} is "
+            f"{off_mm:.3g} mm off its place; reconstruct the series with one slice distance and one field of view"
         )
         raise KitsattnError(msg)
     if max(along_part.max(), across_part.max()) > _REPORTED:
-        notes.append(f"The slices lie up to {lies:.2g} mm off a regular stack, {distance:.4g} mm apart.")
+        notes.append(f"The slices are up to {off_mm:.2g} mm off a regular stack, {distance:.4g} mm apart.")
     return step
