@@ -128,7 +128,7 @@ def _sample(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def _is_offset_twice(array: NDArray[Any]) -> bool:
-    """Tell whether the offset of 1024 was subtracted twice: air is around -2024 then; padding has one value, air noise."""
+    """Tell whether the offset of 1024 was subtracted twice: then air is at -2024; padding has one value, air noise."""
     sample = _sample(array)
     air = sample[(sample >= _AIR_TWICE[0]) & (sample <= _AIR_TWICE[1])]
     if air.size < _LEAST_AIR * sample.size:
