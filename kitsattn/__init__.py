@@ -1,6 +1,6 @@
 """Kidney and kidney-tumour segmentation in CT, from the raw scan to the challenge's scores.
 
-The data's path, one folder a step:
+The path of the data, one folder per step:
 
 1. `volume` reads a raw CT into a (z, y, x) array with its geometry; `datasets` finds the cases.
 2. `preprocess` crops, clips, resamples in-plane and normalises it into a prepared case.
@@ -11,16 +11,17 @@ The data's path, one folder a step:
 7. `evaluate` turns label maps into scores; `figures` draws what the commands show.
 8. `cli` is what people type: download, preprocess, train, predict, evaluate, models, demo.
 
-From Python, `kitsattn.segment(image)` does what `kitsattn predict` does; see `predict/segment.py`.
+From Python, `kitsattn.segment("in.nii.gz")` does what `kitsattn predict` does; see `predict/segment.py`.
 """
 
 from typing import TYPE_CHECKING, Any
 
+from kitsattn.version import __version__
+
 if TYPE_CHECKING:
     from kitsattn.predict.segment import load_model, segment
 
-__version__ = "0.1.0"
-__all__ = ["load_model", "segment"]
+__all__ = ["__version__", "load_model", "segment"]
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - a function

@@ -3,6 +3,8 @@
 import ast
 import subprocess
 import sys
+from collections.abc import Iterable
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import kitsattn
 PACKAGE = Path(kitsattn.__file__).parent
 DOORS = (
     "__init__.py",  # only when `segment` is asked for
+    "evaluate/metrics/__init__.py",
     "kernels/__init__.py",
     "kernels/aspp/__init__.py",
     "kernels/attention/__init__.py",
@@ -29,6 +32,7 @@ TORCH_FREE = (
     "checkpoint.header",
     "checkpoint.shipped",
     "weights",
+    "train.held_out",
 )
 
 IMPORT_ALL = """
@@ -59,3 +63,28 @@ def test_packages_import_nothing_of_their_own(path: Path) -> None:
     assert ast.get_docstring(tree)
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
     assert not imports or path.relative_to(PACKAGE).as_posix() in DOORS
+
+
+def test_no_file_imports_what_imports_it() -> None:
+    """Not even indirectly, within a function, or for its types alone."""
+    files = {_module(path): path for path in PACKAGE.rglob("*.py")}
+    imports = {module: _imported(path, files.keys()) - {module} for module, path in files.items()}
+    TopologicalSorter(imports).prepare()  # names the files of a cycle
+
+
+def _module(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _imported(path: Path, known: Iterable[str]) -> set[str]:
+    """Return the modules of the package that a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    # `from package import module` runs the package first, which is no cycle by itself.
+    packages = {name.rpartition(".")[0] for name in found & set(known)}
+    return (found & set(known)) - packages

@@ -8,12 +8,12 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from kitsattn import __version__
 from kitsattn.cli import demo, doctor, download, evaluate, models, predict, preprocess, train
 from kitsattn.cli.console import configure_logging, drop_stream, open_standard_streams
 from kitsattn.cli.options import Application
 from kitsattn.errors import Interrupted, KitsattnError
 from kitsattn.notices import RESEARCH_NOTICE
+from kitsattn.version import __version__
 
 _BY_SIGNAL = 128
 """Added to the number of the signal that ended a command, as shells do."""

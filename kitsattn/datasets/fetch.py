@@ -15,10 +15,10 @@ from threading import Event
 
 import httpx
 
-from kitsattn import __version__
 from kitsattn.config import read_settings, to_json
 from kitsattn.errors import KitsattnError
 from kitsattn.files import rename_durably, unwritable, write_json
+from kitsattn.version import __version__
 
 _CHUNK_BYTES = 1 << 16
 _PASSING_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from kitsattn import __version__
 from kitsattn.datasets.dataset import read_description
 from kitsattn.evaluate.match import MatchedCases, add_scans, choose_protocol, match_cases
 from kitsattn.evaluate.report import PICTURES, draw_case, write_report
 from kitsattn.evaluate.scores import Scores
 from kitsattn.jobs import Progress, silent
 from kitsattn.labels import ScoringProtocol
+from kitsattn.version import __version__
 from kitsattn.words import readable
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kitsattn import __version__
 from kitsattn.config import to_json
 from kitsattn.datasets.dataset import DESCRIPTION_NAME, Description
 from kitsattn.datasets.kits import IMAGE_NAME, LABELS_NAME
@@ -28,6 +27,7 @@ from kitsattn.phantom.kidneys import DrawnKidneys, LabelledKidneys
 from kitsattn.phantom.outline import Outline
 from kitsattn.phantom.patient import Patient, Phase, Purpose, draw_patient, draw_tumour, stream
 from kitsattn.phantom.slices import Scene
+from kitsattn.version import __version__
 from kitsattn.volume.geometry import Geometry, Shape, Triple
 from kitsattn.volume.nifti import read_labels, write_nifti
 from kitsattn.volume.volume import Volume

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kitsattn import __version__
 from kitsattn.errors import KitsattnError
 from kitsattn.files import check_target, write_bytes, write_json
 from kitsattn.jobs import Progress, silent
@@ -20,6 +19,7 @@ from kitsattn.predict.infer import Ensemble, Inference
 from kitsattn.predict.postprocess import Postprocessing, PostprocessReport, knows_classes, postprocess
 from kitsattn.predict.scan import CERTAIN, predict_volume
 from kitsattn.predict.statistics import measure_labels
+from kitsattn.version import __version__
 from kitsattn.volume.ct import check_ct
 from kitsattn.volume.dicom.segmentation import check_source, write_segmentation
 from kitsattn.volume.formats import read_labels, read_scan, write_labels

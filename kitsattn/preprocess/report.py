@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
-from kitsattn import __version__
 from kitsattn.errors import KitsattnError
 from kitsattn.figures.overlay import COMPACT_SIZE
 from kitsattn.figures.page import Gallery, Leaf, Leaves, Link, Page, Picture, Table, write_page
@@ -22,6 +21,7 @@ from kitsattn.preprocess.preview import draw_preview
 from kitsattn.preprocess.run import Preprocessed
 from kitsattn.preprocess.store import PreparedDataset
 from kitsattn.preprocess.verify import Finding
+from kitsattn.version import __version__
 from kitsattn.volume.geometry import voxel_ml
 from kitsattn.words import plural
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-from kitsattn import __version__
 from kitsattn.config import to_json
 from kitsattn.datasets.dataset import DESCRIPTION_NAME, Description
 from kitsattn.datasets.kits import IMAGE_NAME, LABELS_NAME
@@ -20,6 +19,7 @@ from kitsattn.jobs import HERE, Progress, Workers, silent, try_cases
 from kitsattn.labels import KITS23_LABELS
 from kitsattn.phantom.paint import paint_around
 from kitsattn.phantom.patient import Phase
+from kitsattn.version import __version__
 from kitsattn.volume.geometry import Geometry
 from kitsattn.volume.nifti import read_labels, write_nifti
 from kitsattn.volume.volume import Volume

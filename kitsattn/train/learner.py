@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from kitsattn import __version__
 from kitsattn.batches.loader import SlabBatch
 from kitsattn.blocks.normalization import synchronize_batch_norm
 from kitsattn.blocks.resnet import ResNetEncoder
@@ -40,6 +39,7 @@ from kitsattn.train.names import BEST, EMA, JOURNAL, LAST, PROGRESS, TENSORBOARD
 from kitsattn.train.recipe import Recipe
 from kitsattn.train.schedule import Schedule, build_schedule
 from kitsattn.train.starter import describe_sources
+from kitsattn.version import __version__
 from kitsattn.words import name_some
 
 _MOST_SKIPPED = 20

@@ -23,9 +23,9 @@ from nibabel.nifti1 import Nifti1Extension
 from nibabel.spatialimages import HeaderDataError, SpatialImage
 from numpy.typing import NDArray
 
-from kitsattn import __version__
 from kitsattn.errors import KitsattnError
 from kitsattn.files import atomic_path, missing, unreadable
+from kitsattn.version import __version__
 from kitsattn.volume.geometry import SAME_GRID_VOXELS, Geometry, voxels_apart
 from kitsattn.volume.integrity import find_gzip_end, refuse_short
 from kitsattn.volume.label_table import caret_extension

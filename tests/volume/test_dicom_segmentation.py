@@ -15,9 +15,9 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian, SegmentationStorage
 
-from kitsattn import __version__
 from kitsattn.errors import KitsattnError
 from kitsattn.labels import KITS19_LABELS, KITS23_LABELS
+from kitsattn.version import __version__
 from kitsattn.volume.dicom.segmentation import check_source, write_segmentation
 from kitsattn.volume.dicom.series import read_dicom
 from kitsattn.volume.formats import write_labels

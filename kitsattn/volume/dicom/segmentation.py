@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from kitsattn import __version__
 from kitsattn.errors import KitsattnError
 from kitsattn.files import atomic_path
 from kitsattn.labels import BACKGROUND, check_labels
+from kitsattn.version import __version__
 from kitsattn.volume.archive import Member, members
 from kitsattn.volume.dicom.decoder import open_decoder
 from kitsattn.volume.dicom.series import find_stack
