@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from kitsattn.datasets.dataset import Dataset
     from kitsattn.jobs import Progress
-    from kitsattn.preprocess.run import Preprocessed
+    from kitsattn.preprocess.run import Prepared
     from kitsattn.preprocess.verify import Finding
 
 _COLOURS = {"error": "red", "warning": "yellow", "note": "dim"}
@@ -148,7 +148,7 @@ def preprocess(
     _refuse_wrong(result.findings, len(dataset.cases))
 
 
-def _describe(result: "Preprocessed", folder: Path, page: Path | None) -> "Iterator[str | Table]":
+def _describe(result: "Prepared", folder: Path, page: Path | None) -> "Iterator[str | Table]":
     yield from _findings_table(result.findings, but="note")
     kept = f", {result.kept} of them before" if result.kept else ""
     yield f"{plural(len(result.dataset.cases), 'case')} prepared{kept} in {folder}"
@@ -165,7 +165,7 @@ def _choice(places: Workspace, folder: Path) -> list[str]:
     return [] if taken == folder else ["--dataset", folder.name]
 
 
-def _report(result: "Preprocessed", following: str, workers: Workers, progress: "Progress") -> Path:
+def _report(result: "Prepared", following: str, workers: Workers, progress: "Progress") -> Path:
     from kitsattn.preprocess.report import report_dataset
 
     return report_dataset(result, next_step=following, workers=workers, progress=progress)

@@ -18,7 +18,7 @@ from kitsattn.preprocess.fingerprint import Fingerprint
 from kitsattn.preprocess.folder import REPORT_FILE
 from kitsattn.preprocess.plan import Plan
 from kitsattn.preprocess.preview import draw_preview
-from kitsattn.preprocess.run import Preprocessed
+from kitsattn.preprocess.run import Prepared
 from kitsattn.preprocess.store import PreparedDataset
 from kitsattn.preprocess.verify import Finding
 from kitsattn.version import __version__
@@ -32,7 +32,7 @@ _CASES = "cases"
 
 
 def report_dataset(
-    result: Preprocessed,
+    result: Prepared,
     *,
     next_step: str = "kitsattn train --fold 0",
     workers: Workers = HERE,

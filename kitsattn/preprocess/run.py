@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Preprocessed:
+class Prepared:
     """What became of a data set.
 
     Attributes:
@@ -70,7 +70,7 @@ def preprocess_dataset(
     resume: bool = True,
     assume_hu: bool = False,
     progress: Progress = silent,
-) -> Preprocessed:
+) -> Prepared:
     """Prepare every labelled case of a data set; cases without labels are left out.
 
     A case that cannot be prepared is an error among the findings; all others are prepared.
@@ -140,7 +140,7 @@ def preprocess_dataset(
     # A case that was finished in this run, by a worker that was killed at the next one, is none of before.
     kept = sum(outcome.kept and outcome.review.source.case_id in finished for outcome in outcomes)
     _log.info("%s prepared, %d finished before", plural(len(outcomes) - kept, "case"), kept)
-    return Preprocessed(prepared, fingerprints, _in_order(findings), kept)
+    return Prepared(prepared, fingerprints, _in_order(findings), kept)
 
 
 def verify_dataset(

@@ -72,7 +72,7 @@ class CaseSource:
 
 @dataclass(frozen=True, kw_only=True)
 class CaseRecord:
-    """What `<id>.json` says of a finished case.
+    """What `cases/<id>/case.json` stores about a finished case.
 
     Attributes:
         format: Tag of the format.

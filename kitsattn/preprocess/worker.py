@@ -48,7 +48,7 @@ class CaseReview:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedCase:
     """What became of a case.
 
     Attributes:
@@ -81,7 +81,7 @@ def review_case(case: CaseFiles, *, classes: Mapping[str, int], assume_hu: bool 
 
 def prepare_case(
     case: CaseFiles, *, folder: Path, classes: Mapping[str, int], target: Target | None, assume_hu: bool = False
-) -> Prepared:
+) -> PreparedCase:
     """Look at a case and prepare it for `target`, unless that was done before; without a target only look at it.
 
     Args:
@@ -102,7 +102,7 @@ def prepare_case(
         if review.labels == classes and _same_content(review.source, source):
             review = _moved(review, source)
             if target is None or is_finished(folder, source, target, classes):
-                return Prepared(review, kept=True)
+                return PreparedCase(review, kept=True)
     scan, label_map = read_case(case, classes, assume_hu=assume_hu)
     prepared = None if target is None else prepare_scan(scan, target)
     box = body_box(scan) if prepared is None else prepared.placement.box
@@ -110,7 +110,7 @@ def prepare_case(
     write_json(file, to_json(review))
     if prepared is not None:
         save_case(folder, source, prepared, label_map.array, classes)
-    return Prepared(review, kept=False)
+    return PreparedCase(review, kept=False)
 
 
 def _see(

@@ -26,7 +26,7 @@ from kitsattn.jobs import HERE, Workers, try_cases
 from kitsattn.preprocess import headers
 from kitsattn.preprocess.folder import refuse_another
 from kitsattn.preprocess.plan import Plan
-from kitsattn.preprocess.run import Preprocessed, preprocess_dataset, verify_dataset
+from kitsattn.preprocess.run import Prepared, preprocess_dataset, verify_dataset
 from kitsattn.preprocess.store import open_dataset, read_record
 from kitsattn.preprocess.verify import CaseHeader, Finding
 from kitsattn.preprocess.worker import prepare_case
@@ -44,7 +44,7 @@ def raw(tmp_path: Path, write_case: WriteCase) -> Path:
     return tmp_path / "raw"
 
 
-def preprocess(raw: Path, folder: Path, **options: Any) -> Preprocessed:
+def preprocess(raw: Path, folder: Path, **options: Any) -> Prepared:
     """Prepare the data set in `raw`, in this process unless a test asks for others."""
     return preprocess_dataset(find_dataset(raw), folder, **{"workers": HERE, **options})
 
