@@ -1,19 +1,27 @@
 """Self-attention after the ASPP, of several kinds: projections and gates around `kernels.attention`.
 
-All kinds average over all positions with softmax weights; they differ in how queries and keys are made, whether the
-scores are scaled, and how the average joins the input. Attention over fewer positions (criss-cross, interlaced,
-point-wise) would be further classes here.
+The kinds here average over all positions with softmax weights; they differ in how queries and keys are made, whether
+the scores are scaled, and how the average joins the input. The kinds that weigh fewer positions, or by predicted
+weights, have files of their own: `criss_cross`, `interlaced`, `pointwise`.
 """
 
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d, relu
 
+from kitsattn.blocks.criss_cross import CrissCrossAttention
+from kitsattn.blocks.interlaced import InterlacedAttention
+from kitsattn.blocks.pointwise import PointwiseAttention
 from kitsattn.kernels.attention import attention
 
-AttentionKind = Literal["full", "pam", "ocnet", "none"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+AttentionKind = Literal["full", "pam", "ocnet", "criss-cross", "interlaced", "psa", "none"]
+POOLED_KINDS: tuple[AttentionKind, ...] = ("full", "pam", "ocnet", "none")
+"""Kinds whose keys and values may be the maxima of 2 x 2 positions; `none` has no keys."""
 
 
 class SelfAttention(nn.Module):
@@ -94,28 +102,46 @@ class ObjectContext(nn.Module):
         return relu(joined)
 
 
-def build_attention(kind: AttentionKind, channels: int, key_channels: int, *, pooled: bool = False) -> nn.Module:
+def build_attention(
+    kind: AttentionKind,
+    channels: int,
+    key_channels: int,
+    *,
+    pooled: bool = False,
+    recurrence: int = 2,
+    block: int = 8,
+    reach: int = 31,
+) -> nn.Module:
     """Return the attention block of a kind; `none` passes its input on.
 
     Args:
-        kind: `full`, `pam`, `ocnet` or `none`.
+        kind: One of `AttentionKind`.
         channels: Channels of the input and of the output.
-        key_channels: Channels of queries and keys of `full`; the other kinds have their papers'.
-        pooled: Whether keys and values are the maxima of 2 x 2 positions.
+        key_channels: Channels of queries and keys of `full` and `interlaced`; the other kinds have their papers'.
+        pooled: Whether keys and values are the maxima of 2 x 2 positions; for `POOLED_KINDS`.
+        recurrence: How often `criss-cross` is applied.
+        block: Side of the blocks of `interlaced`.
+        reach: Greatest offset of `psa`.
 
     Raises:
-        ValueError: If the kind is another.
+        ValueError: If the kind is another, or its keys cannot be pooled.
     """
-    if kind not in get_args(AttentionKind):
-        msg = f"there is no attention of the kind {kind!r}: choose {', '.join(get_args(AttentionKind))}"
+    build: dict[AttentionKind, Callable[[], nn.Module]] = {
+        "full": lambda: SelfAttention(channels, key_channels, pooled=pooled),
+        "pam": lambda: SelfAttention(channels, max(channels // 8, 1), scale=1.0, pooled=pooled),
+        "ocnet": lambda: ObjectContext(channels, pooled=pooled),
+        "criss-cross": lambda: CrissCrossAttention(channels, recurrence=recurrence),
+        "interlaced": lambda: InterlacedAttention(channels, key_channels, block=block),
+        "psa": lambda: PointwiseAttention(channels, reach=reach),
+        "none": nn.Identity,
+    }
+    if kind not in build:
+        msg = f"there is no attention of the kind {kind!r}: choose {', '.join(build)}"
         raise ValueError(msg)
-    if kind == "full":
-        return SelfAttention(channels, key_channels, pooled=pooled)
-    if kind == "pam":
-        return SelfAttention(channels, max(channels // 8, 1), scale=1.0, pooled=pooled)
-    if kind == "ocnet":
-        return ObjectContext(channels, pooled=pooled)
-    return nn.Identity()
+    if pooled and kind not in POOLED_KINDS:
+        msg = f"the keys of attention {kind!r} cannot be pooled: set pooled_keys to false"
+        raise ValueError(msg)
+    return build[kind]()
 
 
 def _split(projected: Tensor, sizes: tuple[int, int, int], *, pooled: bool) -> tuple[Tensor, Tensor, Tensor]:

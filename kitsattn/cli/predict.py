@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from kitsattn.checkpoint.header import TTA
 from kitsattn.cli.console import configure_logging, say, warn
 from kitsattn.cli.options import (
     AUTO,
@@ -40,6 +39,8 @@ _PATIENCE = timedelta(days=7)
 
 
 Format = Literal["nii.gz", "nii", "nrrd", "mha", "dicom-seg"]
+Augmentation = Literal["none", "sides", "flips"]
+"""`kitsattn.checkpoint.header.TTA`, which takes longer to import."""
 
 
 def predict(
@@ -89,7 +90,7 @@ def predict(
         ),
     ] = None,
     tta: Annotated[
-        TTA | None,
+        Augmentation | None,
         typer.Option(
             help="Test-time augmentation: sides averages the prediction with that of the left-right mirror image, "
             "flips averages four mirror images; slower and smoother. (default: what the model asks for)",

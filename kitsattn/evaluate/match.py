@@ -94,7 +94,7 @@ def match_cases(predictions: Path, references: Path) -> MatchedCases:
         mine, theirs = (count_rest(sorted(found), _SHOWN) for found in (predicted, truth))
         msg = (
             f"no label map in {predictions} ({mine}) has the case id of one in {references}"
-            f" ({theirs}): name the files of a case alike in both"
+            f" ({theirs}): give the files of a case the same name in both"
         )
         raise KitsattnError(msg)
     pairs = tuple(CasePair(case, predicted.get(case), reference) for case, reference in sorted(truth.items()))

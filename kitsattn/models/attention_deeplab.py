@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from kitsattn.blocks.aspp import ASPP
-from kitsattn.blocks.attention import AttentionKind, build_attention
+from kitsattn.blocks.attention import POOLED_KINDS, AttentionKind, build_attention
 from kitsattn.blocks.decoder import Decoder
 from kitsattn.blocks.normalizer import Normalizer
 from kitsattn.blocks.resnet import BlockKind, ResNetEncoder
@@ -20,6 +20,8 @@ _MOST_BLOCKS = 1000
 """A damaged file may ask for more, and building them would take forever."""
 _MOST_CHANNELS = 65_536
 """Products of two such numbers and of a kernel's size still fit into 64 bits."""
+_MOST = {"encoder_depths": _MOST_BLOCKS, "attention_recurrence": _MOST_BLOCKS, "attention_reach": 127}
+"""Of a setting, where it is not `_MOST_CHANNELS`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +39,12 @@ class AttentionDeeplabConfig:
         output_stride: 16, or 8 with doubled rates.
         aspp_channels: Channels of each ASPP branch and of the context.
         aspp_rates: Dilation of the 3 x 3 branches at output stride 16.
-        attention: Which self-attention stands after the ASPP (`blocks.attention`): `full`, `pam`, `ocnet` or `none`.
-        key_channels: Channels of the queries and keys of `full`.
-        pooled_keys: Whether its keys and values are the maxima of 2 x 2 positions.
+        attention: Which self-attention stands after the ASPP (`blocks.attention`).
+        key_channels: Channels of the queries and keys of `full` and `interlaced`.
+        pooled_keys: Whether its keys and values are the maxima of 2 x 2 positions; for `full`, `pam` and `ocnet`.
+        attention_recurrence: How often `criss-cross` is applied.
+        attention_block: Side of the blocks of `interlaced`, in positions.
+        attention_reach: Greatest offset of `psa` in rows and columns, in positions.
         low_level_channels: Channels the stride-4 features are reduced to.
         decoder_channels: Channels of the decoder's convolutions.
         separable_decoder: Whether these are depthwise separable.
@@ -58,6 +63,9 @@ class AttentionDeeplabConfig:
     attention: AttentionKind = "full"
     key_channels: int = 64
     pooled_keys: bool = False
+    attention_recurrence: int = 2
+    attention_block: int = 8
+    attention_reach: int = 31
     low_level_channels: int = 48
     decoder_channels: int = 256
     separable_decoder: bool = True
@@ -86,6 +94,9 @@ class AttentionDeeplabConfig:
             "aspp_channels": (self.aspp_channels,),
             "aspp_rates": self.aspp_rates,
             "key_channels": (self.key_channels,),
+            "attention_recurrence": (self.attention_recurrence,),
+            "attention_block": (self.attention_block,),
+            "attention_reach": (self.attention_reach,),
             "low_level_channels": (self.low_level_channels,),
             "decoder_channels": (self.decoder_channels,),
         }
@@ -93,10 +104,16 @@ class AttentionDeeplabConfig:
             if not values or min(values) < 1:
                 msg = f"{name} must be positive, got {values}"
                 raise ValueError(msg)
-            most = _MOST_BLOCKS if name == "encoder_depths" else _MOST_CHANNELS
+            most = _MOST.get(name, _MOST_CHANNELS)
             if max(values) > most:
                 msg = f"{name} must be at most {most}, got {values}"
                 raise ValueError(msg)
+        if self.pooled_keys and self.attention not in POOLED_KINDS:
+            msg = f"the keys of attention {self.attention!r} cannot be pooled: set pooled_keys to false"
+            raise ValueError(msg)
+        if self.attention == "interlaced" and self.key_channels < 2:  # noqa: PLR2004 - one is for padding
+            msg = f"key_channels must be 2 or more for attention 'interlaced', got {self.key_channels}"
+            raise ValueError(msg)
 
 
 class AttentionDeeplab(nn.Module):
@@ -116,7 +133,15 @@ class AttentionDeeplab(nn.Module):
             config.slices, config.encoder_block, config.encoder_depths, config.encoder_width, config.output_stride
         )
         self.aspp = ASPP(self.encoder.out_channels, channels, rates)
-        self.attention = build_attention(config.attention, channels, config.key_channels, pooled=config.pooled_keys)
+        self.attention = build_attention(
+            config.attention,
+            channels,
+            config.key_channels,
+            pooled=config.pooled_keys,
+            recurrence=config.attention_recurrence,
+            block=config.attention_block,
+            reach=config.attention_reach,
+        )
         self.decoder = Decoder(
             low_level_channels=self.encoder.low_level_channels,
             reduced_channels=config.low_level_channels,

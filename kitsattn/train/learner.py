@@ -31,7 +31,7 @@ from kitsattn.checkpoint.state import (
 from kitsattn.checkpoint.weights import load_initial, read_weights
 from kitsattn.config import to_json
 from kitsattn.errors import KitsattnError
-from kitsattn.models import build_model
+from kitsattn.models import build_model, model_entry
 from kitsattn.precision import mixed_precision, to_device
 from kitsattn.train.job import FoldJob
 from kitsattn.train.losses import segmentation_loss
@@ -297,7 +297,7 @@ def resume_learner(job: FoldJob, last: Path) -> Learner:
         "training cases": (tuple(state.train_cases), tuple(job.split.train)),
         "held-out cases": (tuple(state.held_out_cases), tuple(job.split.held_out)),
         "model": (header.model, job.model),
-        "model settings": (dict(header.config), to_json(job.config)),
+        "model settings": (_read_settings(header, last), to_json(job.config)),
         "preprocessing plan": (dict(header.plan), to_json(job.plan)),
         "recipe": (dict(state.recipe), recipe),
         "seed": (header.provenance.seed, job.seed),
@@ -326,6 +326,11 @@ def resume_learner(job: FoldJob, last: Path) -> Learner:
     learner.counters = state.counters
     learner.dice = header.provenance.scores
     return learner
+
+
+def _read_settings(header: Header, last: Path) -> Mapping[str, object]:
+    """Return the network's settings in a checkpoint, with the defaults of settings that came later."""
+    return to_json(model_entry(header.model).read_config(header.config, str(last)))
 
 
 def _differ(name: str, then: object, now: object) -> Iterable[str]:

@@ -106,7 +106,7 @@ def test_the_golden_file_is_still_read() -> None:
     Settings of the network that came later have the values that give the network of then.
     """
     checkpoint = load_checkpoint(GOLDEN)
-    later = {"pooled_keys": False}
+    later = {"pooled_keys": False, "attention_recurrence": 2, "attention_block": 8, "attention_reach": 31}
     assert replace(checkpoint.header, config={**checkpoint.header.config, **later}) == HEADER
     model = load_model(checkpoint, str(GOLDEN))
     x = torch.linspace(-2, 2, 3 * 32 * 32).reshape(1, 3, 32, 32)

@@ -48,6 +48,9 @@ OTHER_SETTINGS = {
     "separable_decoder": False,
 }
 
+SPARSE = ("criss-cross", "interlaced", "psa")
+"""Kinds of attention that cut the map, or index its positions."""
+
 # A program that has no kitsattn: what it loads runs without.
 ALONE = "import sys; sys.modules['kitsattn'] = None\n"
 
@@ -87,8 +90,16 @@ def _metadata(path: Path) -> Any:
     return json.loads(onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map[METADATA_KEY])
 
 
-@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
-@pytest.mark.parametrize("settings", [{}, OTHER_SETTINGS], ids=["tiny", "other-settings"])
+@pytest.mark.parametrize(
+    ("settings", "suffix"),
+    [
+        pytest.param({}, ".onnx", id="tiny-.onnx"),
+        pytest.param({}, ".pt2", id="tiny-.pt2"),
+        pytest.param(OTHER_SETTINGS, ".onnx", id="other-settings-.onnx"),
+        pytest.param(OTHER_SETTINGS, ".pt2", id="other-settings-.pt2"),
+        *(pytest.param({"attention": kind}, ".onnx", id=f"{kind}-.onnx") for kind in SPARSE),
+    ],
+)
 def test_an_exported_network_is_the_original_at_every_size(
     tmp_path: Path, settings: dict[str, Any], suffix: str
 ) -> None:

@@ -70,7 +70,9 @@ def test_nothing_matched_is_an_error_that_shows_the_names(tmp_path: Path) -> Non
         touch(tmp_path / "predictions" / f"kits_{number}.nii.gz")
     touch(tmp_path / "references" / "case_00001.nii.gz")
 
-    with pytest.raises(KitsattnError, match=r"\(kits_0, kits_1, kits_2 and 2 more\).*\(case_00001\).*alike in both"):
+    with pytest.raises(
+        KitsattnError, match=r"\(kits_0, kits_1, kits_2 and 2 more\).*\(case_00001\).*same name in both"
+    ):
         match_cases(tmp_path / "predictions", tmp_path / "references")
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kitsattn.blocks.attention import AttentionKind
+from kitsattn.blocks.attention import POOLED_KINDS, AttentionKind
 from kitsattn.blocks.folding import fold_batch_norm
 from kitsattn.blocks.packing import pack_convolutions
 from kitsattn.config import to_json
@@ -33,7 +33,7 @@ def every_network() -> list[Network]:
     kinds = [
         replace(tiny, attention=kind, pooled_keys=pooled)  # type: ignore[type-var]
         for kind in get_args(AttentionKind)
-        for pooled in (False, True)
+        for pooled in ((False, True) if kind in POOLED_KINDS else (False,))
     ]
     registered = [(name, model_entry(name).config) for name in model_names()]
     return registered + [(TINY, config) for config in kinds if config != tiny]

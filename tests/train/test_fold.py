@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,14 +16,14 @@ import torch
 from safetensors.torch import save_file
 
 from kitsattn.batches.loader import SlabBatch, SlabBatches
-from kitsattn.checkpoint.file import load_checkpoint
+from kitsattn.checkpoint.file import load_checkpoint, save_checkpoint
 from kitsattn.errors import Interrupted, KitsattnError
 from kitsattn.models.attention_deeplab import AttentionDeeplabConfig
 from kitsattn.preprocess.store import PreparedDataset
 from kitsattn.train.fold import train_fold
 from kitsattn.train.folds import Split, make_splits
 from kitsattn.train.job import FoldJob
-from kitsattn.train.learner import Learner, start_learner, train_batch
+from kitsattn.train.learner import Learner, resume_learner, start_learner, train_batch
 from kitsattn.train.recipe import OptimizerName, Recipe
 from kitsattn.train.run import cross_validated, train_run
 from kitsattn.train.watch import OutOfTimeError
@@ -215,6 +216,20 @@ def test_another_training_is_not_resumed(
     assert f"is of another training ({told}" in str(refusal.value)
     assert "): add --restart to begin again, or name another --run-name" in str(refusal.value)
     assert ("; and 1 more)" in str(refusal.value)) == (len(recipe) == 3)
+
+
+def test_a_checkpoint_without_later_settings_is_resumed(trained: FoldJob, tmp_path: Path) -> None:
+    """A setting that came after the training began has its default there."""
+    shutil.copytree(trained.folder, tmp_path / "fold_0")
+    last = tmp_path / "fold_0" / "last.safetensors"
+    stored = load_checkpoint(last)
+    earlier = {name: value for name, value in stored.header.config.items() if not name.startswith("attention_")}
+    assert earlier != dict(stored.header.config)
+    save_checkpoint(last, replace(stored, header=replace(stored.header, config=earlier)))
+
+    resumed = resume_learner(replace(trained, folder=tmp_path / "fold_0"), last)
+
+    assert resumed.counters.epoch == trained.recipe.epochs
 
 
 def test_a_training_on_other_cases_is_not_resumed(trained: FoldJob) -> None:
