@@ -196,24 +196,26 @@ def _choose_task(
     predictions: Path | None, references: Path | None, protocol: Protocol, workspace: Workspace, command: str
 ) -> "Task":
     """Return what is scored: the newest run's held-out predictions, or what is named."""
-    from kitsattn.evaluate.task import find_task
-    from kitsattn.train.held_out import held_out_task
-
     if predictions is None:
+        from kitsattn.train.held_out import held_out_task  # loads blosc2, which named files need not wait for
+
         return held_out_task(workspace.trained_runs()[0], workspace, named_protocol(protocol))
     if references is None:
         msg = f"{predictions} needs references to be scored against: kitsattn evaluate {command} {predictions} REF"
         raise KitsattnError(msg)
+    from kitsattn.evaluate.task import find_task
+
     return find_task(predictions, references, named_protocol(protocol))
 
 
 def _choose_side(path: Path, references: Path | None, protocol: Protocol, workspace: Workspace) -> "Task":
     """Return what is scored of one side of a comparison: predictions with references, or a run by folder or name."""
-    from kitsattn.evaluate.task import find_task
+    if references is not None:
+        from kitsattn.evaluate.task import find_task
+
+        return find_task(path, references, named_protocol(protocol))
     from kitsattn.train.held_out import find_checkpoints, held_out_task
 
-    if references is not None:
-        return find_task(path, references, named_protocol(protocol))
     return held_out_task(find_checkpoints(path, workspace), workspace, named_protocol(protocol))
 
 
@@ -256,9 +258,8 @@ def _write(task: "Task", scores: "Scores", outputs: Mapping[str, Path | None]) -
     """Write what was asked for."""
     if not any(outputs.values()):
         return
-    from kitsattn.evaluate.report import write_picture
+    from kitsattn.evaluate.report import report_task, write_picture
     from kitsattn.evaluate.table import write_csv
-    from kitsattn.evaluate.task import report_task
 
     if (table := outputs[".csv"]) is not None:
         write_csv(table, scores)

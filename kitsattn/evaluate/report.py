@@ -17,16 +17,19 @@ from kitsattn.evaluate.describe import (
     show,
     show_interval,
 )
-from kitsattn.evaluate.match import CasePair
+from kitsattn.evaluate.match import CasePair, add_scans
 from kitsattn.evaluate.metrics.dice import DICE
 from kitsattn.evaluate.metrics.metric import Metric
 from kitsattn.evaluate.metrics.volume_difference import PREDICTED, REFERENCE, VOLUME_DIFFERENCE
 from kitsattn.evaluate.scores import Scores
 from kitsattn.evaluate.scoring import Scoring
+from kitsattn.evaluate.task import Task
 from kitsattn.figures.page import Gallery, Page, Picture, Table, write_page
 from kitsattn.files import write_json
+from kitsattn.jobs import Progress, silent
 from kitsattn.labels import BACKGROUND, KITS19, KITS23, Region, ScoringProtocol
 from kitsattn.notices import RESEARCH_NOTICE, SYNTHETIC_SCORES_NOTICE
+from kitsattn.version import __version__
 from kitsattn.volume.formats import read_labels, read_scan
 from kitsattn.volume.geometry import Geometry
 from kitsattn.volume.hu import check_hu
@@ -97,6 +100,42 @@ def write_report(
         parts.append(Gallery("Pictures", pictures))
     parts.append(Table("What was scored", (), (), notes=_notes(scores)))
     write_page(path, Page(title, tuple(warnings), tuple(parts), provenance, next_steps or {}))
+
+
+def report_task(path: Path, task: Task, scores: Scores, *, progress: Progress = silent) -> None:
+    """Write the scores as one HTML page with pictures of the worst cases, atomically, replacing an existing one.
+
+    Args:
+        path: The HTML file.
+        task: What was scored.
+        scores: Its scores.
+        progress: Called after each picture.
+
+    Raises:
+        KitsattnError: If a label map cannot be read, or the file cannot be written.
+    """
+    matched = task.matched if task.references is None else add_scans(task.matched, task.references)
+    pairs = {pair.case: pair for pair in matched.pairs}
+    provenance = {
+        "predictions": task.name,
+        **({} if task.references is None else {"references": str(task.references)}),
+        "protocol": task.protocol.title,
+        "versions": f"kitsattn {__version__}",
+    }
+    worst = [case.case for case in scores.worst_first()[:PICTURES]]
+    images = {}
+    progress("pictures", 0, len(worst))
+    for done, case in enumerate(worst, start=1):
+        images[case] = draw_case(pairs[case], task.protocol)
+        progress("pictures", done, len(worst))
+    write_report(
+        path,
+        scores,
+        title=f"Evaluation of {task.name}",
+        provenance=provenance,
+        synthetic=task.synthetic,
+        images=images,
+    )
 
 
 def write_picture(path: Path, scores: Scores, *, title: str, synthetic: bool) -> None:

@@ -17,10 +17,7 @@ from kitsattn.synthesis.textures import Textures
 _KINDS = ("clear cell", "papillary", "homogeneous", "cystic", "fatty", "bright")
 _SHARES = (0.48, 0.2, 0.14, 0.12, 0.03, 0.03)
 _AIR_HU = -400.0
-_BONE_HU = 200.0
-_BOWEL_HU = 60.0
 _FEWEST_VOXELS = 30
-_LOOPS_SHARE = 0.35
 
 
 def draw_solid(
@@ -116,8 +113,7 @@ def paint_distractors(
 ) -> None:
     """Paint one to three masses that are not of the kidney: of adrenal gland, liver, spleen, nodes, bowel, ovary.
 
-    Half of them are within 6 cm of a kidney and may touch it, none covers it. Their label is background. A third are
-    loops of bowel without gas, which without contrast medium look like kidney.
+    Half of them lie within 6 cm of a kidney and may touch it, none covers it. Their label is background.
 
     Args:
         rng: Source of randomness.
@@ -131,7 +127,6 @@ def paint_distractors(
     if len(places) < _FEWEST_VOXELS:
         return
     kidneys = np.flatnonzero(labels)
-    kidney_hu = float(hu.ravel()[kidneys].mean()) if len(kidneys) else rng.uniform(20.0, 60.0)
     for _ in range(int(rng.integers(1, 4))):
         radius_mm = math.exp(rng.uniform(math.log(3.0), math.log(50.0)))
         start = int(places[rng.integers(len(places))])
@@ -141,27 +136,12 @@ def paint_distractors(
             angle = rng.uniform(-math.pi, math.pi)
             away = (0.7 * radius_mm + rng.uniform(0.0, 20.0)) / PIXEL_MM
             place = near + np.array([rng.normal(0.0, 1.5), away * math.sin(angle), away * math.cos(angle)])
-        loops = rng.random() < _LOOPS_SHARE
-        if loops:
-            radius_mm = rng.uniform(12.0, 45.0)
         share = _mass(rng, place, radius_mm, labels.shape, textures)
         share *= free
-        if loops:
-            share *= _loops(rng, textures, len(hu)) * (hu < _BONE_HU)
         bright = rng.random() < 0.2
         mean = rng.uniform(100.0, 350.0) if bright else rng.uniform(-20.0, 110.0)
-        if loops:
-            mean = min(kidney_hu, _BOWEL_HU) + rng.normal(0.0, 12.0)
         mottle = rng.uniform(1.0, 25.0) * textures.field(rng, float(rng.choice((2.0, 4.0, 8.0))), len(hu))
         hu += share * (np.float32(mean) + mottle - hu)
-
-
-def _loops(rng: Generator, textures: Textures, slices: int) -> NDArray[np.float32]:
-    """Return the share of each voxel that loops of bowel fill, (slices, height, width): what is between is fat."""
-    winding = np.abs(textures.field(rng, float(rng.choice((4.0, 8.0))), slices))
-    gap = np.float32(rng.uniform(0.0, 0.35))
-    share: NDArray[np.float32] = np.clip((winding - gap) * np.float32(rng.uniform(3.0, 8.0)) + np.float32(0.5), 0, 1)
-    return share
 
 
 def _mass(
