@@ -52,7 +52,7 @@ def plot_spacing(spacings_mm: Mapping[str, Triple], target_mm: tuple[float, floa
         figure, axes = make_figure()
         in_plane = {case: max(y, x) for case, (_, y, x) in spacings_mm.items()}
         between = {case: z for case, (z, _, _) in spacings_mm.items()}
-        # Rows and columns seldom are apart; where they do, a line joins the two spacings.
+        # Rows and columns seldom differ; if they do, a line joins the two spacings.
         joined = [((y, z), (x, z)) for z, y, x in spacings_mm.values()]
         axes.add_collection(LineCollection(joined, colors=DOT, linewidths=1.0))
         axes.plot(list(in_plane.values()), list(between.values()), "o", color=DOT, alpha=0.5, markersize=5, mew=0)

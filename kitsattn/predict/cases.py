@@ -155,7 +155,7 @@ def _scan_files(folder: Path) -> list[Path]:
 
 
 def _is_series(folder: Path) -> bool:
-    """Tell whether DICOM files are right in a folder."""
+    """Tell whether DICOM files are directly in a folder."""
     files = [path for path in visible_entries(folder) if path.is_file()]
     return any(is_dicom_file(path) for path in files if not path.name.lower().endswith(_SCAN_SUFFIXES))
 

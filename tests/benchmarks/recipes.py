@@ -24,6 +24,7 @@ from learning import HELD_OUT_CASES, TRAINING_CASES, Cohort, make_cohort
 from kitsattn.datasets.find import find_dataset
 from kitsattn.jobs import HERE
 from kitsattn.models import model_entry
+from kitsattn.models.registry import ModelConfig
 from kitsattn.precision import choose_precision
 from kitsattn.predict.cases import PredictionCase
 from kitsattn.predict.infer import load_ensemble
@@ -61,7 +62,9 @@ def prepare(cohort: Cohort) -> PreparedDataset:
     return preprocess_dataset(find_dataset(cohort.raw), folder, workers=HERE).dataset
 
 
-def train(cohort: Cohort, dataset: PreparedDataset, recipe: Recipe) -> dict[str, dict[str, float]]:
+def train(
+    cohort: Cohort, dataset: PreparedDataset, recipe: Recipe, model: str = MODEL, config: ModelConfig | None = None
+) -> dict[str, dict[str, float]]:
     """Train a recipe; return the Dice by region of the last weights and of their average."""
     folder = cohort.folder / "row"
     device = torch.device("cpu")
@@ -70,8 +73,8 @@ def train(cohort: Cohort, dataset: PreparedDataset, recipe: Recipe) -> dict[str,
         split=Split(cohort.train, cohort.held_out),
         fold=0,
         folds=1,
-        model=MODEL,
-        config=model_entry(MODEL).config,
+        model=model,
+        config=config or model_entry(model).config,
         recipe_name="row",
         recipe=recipe,
         seed=0,
