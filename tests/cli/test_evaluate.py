@@ -412,8 +412,8 @@ def test_the_page_works_in_a_browser(command: Command, home: Path, browser: Any)
     )
     widths = browser.execute_async_script(images)
 
-    assert orders == [[f"case_0000{number}" for number in range(6)]] * 5
-    assert len(widths) == 5 + 2 + 6
+    assert orders == [[f"case_0000{number}" for number in range(6)]] * len(METRICS)
+    assert len(widths) == len(METRICS) + 2 + 6
     assert all(width > 0 for width in widths)
     assert browser.get_log("browser") == []
     assert browser.execute_script("return performance.getEntriesByType('resource').length") == 0

@@ -65,7 +65,7 @@ def test_the_decoder_is_separable_unless_told_otherwise() -> None:
         ({"aspp_rates": [6, 2**40]}, "aspp_rates must be at most 65536"),
         ({"slices": 2**40 + 1}, "slices must be at most 65536"),
         ({"output_stride": 32}, "output_stride must be one of 8, 16"),
-        ({"attention": "all"}, "attention must be one of 'full', 'pam', 'ocnet', 'none'"),
+        ({"attention": "all"}, "attention must be one of 'full', 'pam', 'ocnet', 'criss-cross'"),
         ({"dropout": 0.5}, "unknown key 'dropout'"),
     ],
 )
