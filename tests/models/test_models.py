@@ -66,6 +66,9 @@ def test_the_decoder_is_separable_unless_told_otherwise() -> None:
         ({"slices": 2**40 + 1}, "slices must be at most 65536"),
         ({"output_stride": 32}, "output_stride must be one of 8, 16"),
         ({"attention": "all"}, "attention must be one of 'full', 'pam', 'ocnet', 'criss-cross'"),
+        ({"attention": "psa", "pooled_keys": True}, "attention 'psa' cannot be pooled: set pooled_keys to false"),
+        ({"attention": "interlaced", "key_channels": 1}, "key_channels must be 2 or more for attention 'interlaced'"),
+        ({"attention_reach": 500}, "attention_reach must be at most 127"),
         ({"dropout": 0.5}, "unknown key 'dropout'"),
     ],
 )
